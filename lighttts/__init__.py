@@ -1,0 +1,3 @@
+"""LightTTS: CosyVoice2/CosyVoice3 speech synthesis served as ZeroMQ daemons."""
+
+__version__ = "0.1.0"
