@@ -1,7 +1,7 @@
 """Every error LightTTS reports, each with a stable code that survives the wire.
 
-An error is a sentence that says what is wrong and what to do. `code` never changes meaning; `retryable` says whether the
-same request may succeed later, `retry_after` (seconds) when to try. `exit_code` is what a command line tool returns
+An error is a sentence that says what is wrong and what to do. `code` never changes meaning; `retryable` says whether
+the same request may succeed later, `retry_after` (seconds) when to try. `exit_code` is what a command line tool returns
 (sysexits.h numbering where it has one). `from_code` turns a code received in a message back into its class.
 """
 

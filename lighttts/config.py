@@ -1,0 +1,170 @@
+"""Configuration: one YAML file, every key overridable by environment and by flag, all of it validated.
+
+Later sources win: built-in defaults, the file, ``LIGHTTTS_<SECTION>__<KEY>`` variables, ``--set section.key=value`` flags.
+An unknown key is an error that names the nearest known one. conf/lighttts.yaml shows every key with its default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lighttts.errors import ConfigError
+
+ENV_PREFIX = "LIGHTTTS_"
+CONFIG_MAX_BYTES = 1 << 20
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BrokerConfig(_Section):
+    """lighttts-broker: where it listens, what it keeps and how much it admits."""
+
+    clients: Endpoint = "tcp://127.0.0.1:5570"
+    workers: Endpoint = "tcp://127.0.0.1:5571"
+    results: Endpoint = "tcp://127.0.0.1:5572"
+    state: Annotated[str, Field(pattern=r"^(memory|rediss?|unix)://")] = "memory://"
+    state_ttl_s: Annotated[float, Field(gt=0)] = 3600.0
+    max_requests: Annotated[int, Field(ge=1)] = 1024
+    max_text: Annotated[int, Field(ge=1, le=100_000)] = 20_000
+    max_credit: Annotated[int, Field(ge=1)] = 256
+    deadline_s: Annotated[float, Field(gt=0)] = 600.0
+    no_worker_s: Annotated[float, Field(ge=0)] = 10.0
+    heartbeat_s: Annotated[float, Field(gt=0)] = 1.0
+    expiry_s: Annotated[float, Field(gt=0)] = 5.0
+    metrics_port: Port | None = 9570
+
+
+class ModelConfig(_Section):
+    """The model directory and the device the GPU stages run on."""
+
+    directory: Path = Path("pretrained_models/lighttts-nano")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class EncodeConfig(_Section):
+    """lighttts-encode: text and prompt audio."""
+
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 4
+    threads: Annotated[int, Field(ge=1)] = 1
+    cache_mb: Annotated[float, Field(ge=0)] = 256.0
+    metrics_port: Port | None = 9571
+
+
+class LLMConfig(_Section):
+    """lighttts-llm: text tokens to speech tokens."""
+
+    slots: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_length: Annotated[int, Field(ge=64)] = 4096
+    prefill_tokens: Annotated[int, Field(ge=64)] = 4096
+    threads: Annotated[int, Field(ge=1)] = 1
+    metrics_port: Port | None = 9572
+
+
+class DecodeConfig(_Section):
+    """lighttts-decode: speech tokens to mel to audio."""
+
+    streams: Annotated[int, Field(ge=1, le=4096)] = 64
+    batch: Annotated[int, Field(ge=1, le=1024)] = 16
+    threads: Annotated[int, Field(ge=1)] = 1
+    metrics_port: Port | None = 9573
+
+
+class LogConfig(_Section):
+    """Logs of the daemons: JSON lines, or for people on a terminal."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Config(_Section):
+    """The whole configuration."""
+
+    broker: BrokerConfig = BrokerConfig()
+    model: ModelConfig = ModelConfig()
+    encode: EncodeConfig = EncodeConfig()
+    llm: LLMConfig = LLMConfig()
+    decode: DecodeConfig = DecodeConfig()
+    log: LogConfig = LogConfig()
+
+
+def load_config(
+    path: Path | None = None, *, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
+) -> Config:
+    """The configuration from `path` (None: defaults), environment and ``section.key=value`` overrides.
+
+    Raises `ConfigError` naming the source, the key and what it should be.
+    """
+    tree = _read_file(path) if path else {}
+    source = f"configuration file {path}" if path else "configuration"
+    for name, value in sorted((os.environ if environ is None else environ).items()):
+        if name.startswith(ENV_PREFIX) and "__" in name:
+            _assign(tree, name.removeprefix(ENV_PREFIX).lower().split("__"), value, f"environment variable {name}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}: write it as section.key=value")
+        _assign(tree, key.split("."), value, f"--set {override}")
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from None
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    try:
+        if path.stat().st_size > CONFIG_MAX_BYTES:
+            raise ConfigError(
+                f"configuration file {path} is larger than {CONFIG_MAX_BYTES} bytes: is it the right file?"
+            )
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"configuration file {path} must hold sections such as 'broker:' with keys under them")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _assign(tree: dict[str, object], path: list[str], text: str, source: str) -> None:
+    if len(path) != 2:
+        raise ConfigError(f"{source}: a key has the form section.key, for example broker.clients")
+    section = tree.setdefault(path[0], {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"{source}: section {path[0]!r} of the configuration file holds a value, not keys")
+    try:
+        section[path[1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: the value is not valid YAML") from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    name = ".".join(path)
+    if first["type"] != "extra_forbidden":
+        return f"{name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    near = difflib.get_close_matches(name, known_keys(), n=1, cutoff=0.0)
+    return f"unknown key {name!r}; did you mean {near[0]!r}?"
+
+
+def known_keys() -> list[str]:
+    """Every ``section.key`` there is, and the section names."""
+    sections = Config.model_fields
+    keys = [f"{name}.{key}" for name, field in sections.items() for key in type(field.default).model_fields]
+    return [*sections, *keys]

@@ -1,0 +1,113 @@
+"""Socket factory: the only place where a ZeroMQ socket is made, with the options that keep messages from being lost.
+
+ROUTER sockets are MANDATORY (an unknown or full peer is an error, never a silent drop), connecting sockets queue only
+to live connections (IMMEDIATE), LINGER is bounded, ZMTP heartbeats find dead peers, frame sizes are limited, and an ipc
+path is locked before it is bound because a second bind would steal it in silence.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from lighttts.errors import ConfigError
+from lighttts.transport.wire import MAX_FRAME_BYTES
+
+IPC_PATH_MAX = 107
+
+
+@dataclass(frozen=True)
+class SocketOptions:
+    """Options every socket gets; times in milliseconds, high-water mark in messages a peer, `ipc_mode` a file mode."""
+
+    high_water_mark: int = 1000
+    linger_ms: int = 1000
+    heartbeat_ms: int = 1000
+    heartbeat_timeout_ms: int = 3000
+    ipc_mode: int = 0o600
+
+
+class IpcLock:
+    """Exclusive lock on an ipc endpoint's path, held while the endpoint is bound."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"cannot use ipc path {path}: {error.strerror}; choose a folder that exists") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._fd)
+            raise ConfigError(
+                f"ipc path {path} is in use by another process; stop it or configure another path"
+            ) from error
+
+    def release(self) -> None:
+        """Removes the socket and lock files and gives the lock back."""
+        self._path.unlink(missing_ok=True)
+        Path(f"{self._path}.lock").unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+def make_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, options: SocketOptions) -> zmq.Socket[bytes]:
+    """An unconnected socket of `kind` with LightTTS' options set."""
+    socket = context.socket(kind)
+    socket.linger = options.linger_ms
+    socket.set_hwm(options.high_water_mark)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, options.heartbeat_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, options.heartbeat_timeout_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, options.heartbeat_timeout_ms)
+    socket.setsockopt(zmq.RECONNECT_IVL, 100)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+    if kind == zmq.ROUTER:
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    return socket
+
+
+def bind(socket: zmq.Socket[bytes], endpoint: str, options: SocketOptions) -> tuple[str, IpcLock | None]:
+    """Binds `socket`; returns the endpoint with a wildcard port resolved, and the lock of an ipc path.
+
+    Raises `ConfigError` when the endpoint is in use, malformed or not permitted.
+    """
+    path = ipc_path(endpoint)
+    lock = IpcLock(path) if path else None
+    try:
+        socket.bind(endpoint)
+        if path:
+            path.chmod(options.ipc_mode)
+    except (zmq.ZMQError, OSError) as error:
+        if lock:
+            lock.release()
+        raise ConfigError(
+            f"cannot listen on {endpoint}: {error.strerror}; stop what uses it or configure another address"
+        ) from error
+    return socket.getsockopt_string(zmq.LAST_ENDPOINT), lock
+
+
+def connect(socket: zmq.Socket[bytes], endpoint: str, identity: bytes = b"") -> None:
+    """Connects `socket` under `identity` (must be new for every boot). Raises `ConfigError` on a malformed endpoint."""
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    if identity:
+        socket.setsockopt(zmq.IDENTITY, identity)
+    ipc_path(endpoint)
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        raise ConfigError(f"{endpoint!r} is not an address: use tcp://host:port or ipc:///path") from error
+
+
+def ipc_path(endpoint: str) -> Path | None:
+    """The path of an ipc endpoint, None for others. Raises `ConfigError` when it is too long for the kernel."""
+    if not endpoint.startswith("ipc://"):
+        return None
+    path = endpoint.removeprefix("ipc://")
+    if not path or len(os.fsencode(path)) > IPC_PATH_MAX:
+        raise ConfigError(f"ipc path {path!r} must have 1 to {IPC_PATH_MAX} bytes: choose a shorter one")
+    return Path(path)

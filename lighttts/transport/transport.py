@@ -1,0 +1,193 @@
+"""`Transport`: sends a message to a target, receives messages within a budget, broadcasts to all peers with a count.
+
+The rest of the system sees only this interface and `wire`; the ZeroMQ implementation is below it. A transport belongs
+to one thread.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import zmq
+
+from lighttts.transport.schema import Buffer
+from lighttts.transport.sockets import IpcLock, SocketOptions, bind, connect, make_socket
+
+Frames = Sequence[Buffer]
+NO_TARGET = b""
+
+
+class Delivery(enum.Enum):
+    """What became of a sent message: queued for the peer, not taken because its queue is full, or no such peer."""
+
+    SENT = enum.auto()
+    FULL = enum.auto()
+    GONE = enum.auto()
+
+
+class Transport(Protocol):
+    """One endpoint's messages. `target` is a routing id, or `NO_TARGET` where there is only one peer."""
+
+    endpoint: str
+
+    def send(self, target: bytes, frames: Frames) -> Delivery: ...
+
+    def receive(self, budget: int) -> Iterator[tuple[bytes, list[bytes]]]: ...
+
+    def broadcast(self, frames: Frames) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class _ZmqTransport:
+    """What the ZeroMQ transports share: the socket, its life, and draining it without blocking."""
+
+    routed = False
+
+    def __init__(self, socket: zmq.Socket[bytes], endpoint: str, lock: IpcLock | None = None) -> None:
+        self.socket = socket
+        self.endpoint = endpoint
+        self._lock = lock
+
+    def receive(self, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Yields (peer, frames) of at most `budget` waiting messages; never blocks."""
+        receive = self.socket.recv_multipart
+        for _ in range(budget):
+            try:
+                frames = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if self.routed:
+                peer = frames.pop(0)
+                self._met(peer)
+                yield peer, frames
+            else:
+                yield NO_TARGET, frames
+
+    def _met(self, peer: bytes) -> None:
+        """A message of `peer` has arrived."""
+
+    def close(self) -> None:
+        """Closes the socket; messages still queued have the bounded linger time to leave."""
+        self.socket.close()
+        if self._lock:
+            self._lock.release()
+            self._lock = None
+
+
+class Router(_ZmqTransport):
+    """A bound ROUTER: many peers, each addressed by its routing id. `peers`: those heard and not known to be gone."""
+
+    routed = True
+
+    def __init__(self, socket: zmq.Socket[bytes], endpoint: str, lock: IpcLock | None) -> None:
+        super().__init__(socket, endpoint, lock)
+        self.peers: set[bytes] = set()
+
+    def _met(self, peer: bytes) -> None:
+        self.peers.add(peer)
+
+    def send(self, target: bytes, frames: Frames) -> Delivery:
+        """Queues `frames` for `target`; never blocks, never drops in silence."""
+        try:
+            self.socket.send_multipart([target, *frames], zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return Delivery.FULL
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.peers.discard(target)
+            return Delivery.GONE
+        return Delivery.SENT
+
+    def broadcast(self, frames: Frames) -> int:
+        """Sends to every peer; returns how many it was queued for."""
+        return sum(self.send(peer, frames) is Delivery.SENT for peer in tuple(self.peers))
+
+    def forget(self, peer: bytes) -> None:
+        """Drops `peer` from the broadcast list."""
+        self.peers.discard(peer)
+
+
+class Link(_ZmqTransport):
+    """A socket with one side on the other end: DEALER (both ways), PUSH (out) or a bound PULL (in)."""
+
+    def send(self, target: bytes, frames: Frames) -> Delivery:
+        """Queues `frames` (`target` must be `NO_TARGET`); FULL also while there is no connection."""
+        if target != NO_TARGET:
+            raise ValueError("a link has one peer: send to NO_TARGET")
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return Delivery.FULL
+        return Delivery.SENT
+
+    def broadcast(self, frames: Frames) -> int:
+        """As `send`; returns 1 if it was queued."""
+        return int(self.send(NO_TARGET, frames) is Delivery.SENT)
+
+
+T = TypeVar("T", bound=_ZmqTransport)
+
+
+class Sockets:
+    """A process' ZeroMQ context and everything opened from it; `close` ends all within the bounded linger time."""
+
+    def __init__(self, options: SocketOptions | None = None) -> None:
+        self.options = options or SocketOptions()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.setsockopt(zmq.MAX_SOCKETS, 65535)
+        self._open: list[_ZmqTransport] = []
+
+    def router(self, endpoint: str) -> Router:
+        """A ROUTER bound to `endpoint`. Raises `ConfigError`."""
+        socket, bound, lock = self._bound(zmq.ROUTER, endpoint)
+        return self._keep(Router(socket, bound, lock))
+
+    def pull(self, endpoint: str) -> Link:
+        """A PULL bound to `endpoint`. Raises `ConfigError`."""
+        return self._keep(Link(*self._bound(zmq.PULL, endpoint)))
+
+    def dealer(self, endpoint: str, identity: bytes = b"") -> Link:
+        """A DEALER connected to `endpoint`. Raises `ConfigError`."""
+        return self._keep(Link(self._connected(zmq.DEALER, endpoint, identity), endpoint))
+
+    def push(self, endpoint: str) -> Link:
+        """A PUSH connected to `endpoint`. Raises `ConfigError`."""
+        return self._keep(Link(self._connected(zmq.PUSH, endpoint, b""), endpoint))
+
+    def close(self) -> None:
+        """Closes every socket and the context."""
+        for transport in self._open:
+            transport.close()
+        self._open.clear()
+        self._context.term()
+
+    def __enter__(self) -> Sockets:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _bound(self, kind: int, endpoint: str) -> tuple[zmq.Socket[bytes], str, IpcLock | None]:
+        socket = make_socket(self._context, kind, self.options)
+        try:
+            return (socket, *bind(socket, endpoint, self.options))
+        except BaseException:
+            socket.close(0)
+            raise
+
+    def _connected(self, kind: int, endpoint: str, identity: bytes) -> zmq.Socket[bytes]:
+        socket = make_socket(self._context, kind, self.options)
+        try:
+            connect(socket, endpoint, identity)
+        except BaseException:
+            socket.close(0)
+            raise
+        return socket
+
+    def _keep(self, transport: T) -> T:
+        self._open.append(transport)
+        return transport

@@ -1,0 +1,574 @@
+"""Every message of the LightTTS protocol: types, tags, version, limits, and their encoding.
+
+One message is one ZeroMQ multipart message, after any routing id::
+
+    frame 0   head     b"LT" | version (1 byte) | tag (1 byte)
+    frame 1   body     msgpack array, one entry a field, in the order of the class
+    frame 2.. payload  one raw frame for each array or blob field, in field order
+
+`decode` refuses a wrong magic, version, tag or size before it looks into the body, then checks every field. Whatever is
+wrong, it raises `ProtocolError`; no input makes it raise anything else. docs/protocol.md describes all this for other
+languages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, ClassVar, NamedTuple, TypeVar, get_type_hints
+
+import msgpack
+
+from lighttts.errors import ProtocolError
+from lighttts.transport.schema import (
+    U16,
+    U32,
+    U63,
+    Array,
+    Blob,
+    Buffer,
+    Codec,
+    Flag,
+    Float,
+    FloatArray,
+    Int,
+    IntArray,
+    Many,
+    OneOf,
+    Record,
+    Text,
+)
+
+MAGIC = b"LT"
+VERSION = 1
+
+MAX_BODY = 1 << 20
+MAX_PAYLOADS = 6
+MAX_FRAME_BYTES = 64 << 20
+MAX_TEXT = 512 * 1024
+MAX_PROMPT_AUDIO = 16 << 20
+MAX_SENTENCES = 4096
+MAX_TEXT_IDS = 200_000
+MAX_PROMPT_TOKENS = 1500
+MAX_FRAME_TOKENS = 16_384
+MAX_FRAME_MEL = 32_768
+MAX_FRAME_SAMPLES = 16 << 20
+MAX_VOICES = 4096
+MAX_WORKERS = 4096
+MEL_BINS = 80
+EMBEDDING_SIZE = 192
+
+OUTPUTS = ("audio", "mel", "tokens")
+SAMPLE_TYPES = ("f32", "s16")
+STAGES = ("encode", "llm", "decode")
+
+RequestId = Annotated[str, Text(64, low=1)]
+OptionalRequestId = Annotated[str, Text(64)]
+Name = Annotated[str, Text(128)]
+Sentence = Annotated[str, Text(MAX_TEXT)]
+Line = Annotated[str, Text(4096)]
+Seed = U63
+Epoch = U63
+Output = Annotated[str, OneOf(OUTPUTS)]
+SampleType = Annotated[str, OneOf(SAMPLE_TYPES)]
+Stage = Annotated[str, OneOf(STAGES)]
+Names = Annotated[tuple[str, ...], Many(Text(128), MAX_VOICES)]
+Lengths = Annotated[tuple[int, ...], Many(Int(0, MAX_TEXT_IDS), MAX_SENTENCES)]
+TextIds = Annotated[IntArray, Array(("i4",), MAX_TEXT_IDS)]
+PromptTokens = Annotated[IntArray, Array(("i4",), MAX_PROMPT_TOKENS)]
+PromptMel = Annotated[FloatArray, Array(("f4",), 2 * MAX_PROMPT_TOKENS, columns=MEL_BINS)]
+Embedding = Annotated[FloatArray, Array(("f4",), EMBEDDING_SIZE)]
+SpeechTokens = Annotated[IntArray, Array(("i4",), MAX_FRAME_TOKENS)]
+MelFrames = Annotated[FloatArray, Array(("f2", "f4"), MAX_FRAME_MEL, columns=MEL_BINS)]
+Samples = Annotated[FloatArray, Array(("i2", "f4"), MAX_FRAME_SAMPLES)]
+Speed = Annotated[float, Float(0.5, 2.0)]
+Seconds = Annotated[float, Float(0.0, 1e9)]
+
+REGISTRY: dict[int, type[Message]] = {}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Message:
+    """Base of all messages. Two messages are equal when they encode to the same bytes."""
+
+    TAG: ClassVar[int]
+    FIELDS: ClassVar[tuple[tuple[str, Codec], ...]]
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and [*map(bytes, encode(self))] == [*map(bytes, encode(other))]
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(bytes, encode(self))))
+
+
+M = TypeVar("M", bound=Message)
+
+
+def _message(tag: int) -> Callable[[type[M]], type[M]]:
+    """Class decorator: compiles the annotated fields of a message class and enters it in the registry under `tag`."""
+
+    def register(cls: type[M]) -> type[M]:
+        hints = get_type_hints(cls, include_extras=True)
+        cls.TAG = tag
+        cls.FIELDS = tuple((f.name, hints[f.name].__metadata__[0]) for f in fields(cls))
+        if tag in REGISTRY:
+            raise TypeError(f"tag {tag:#x} is taken by {REGISTRY[tag].__name__}")
+        REGISTRY[tag] = cls
+        return cls
+
+    return register
+
+
+# ---- client -> broker ------------------------------------------------------------------------------------------------
+
+
+@_message(0x10)
+@dataclass(frozen=True, slots=True, eq=False)
+class Hello(Message):
+    """First message of a client; answered by `Welcome`."""
+
+    client: Name
+    software: Name
+
+
+@_message(0x11)
+@dataclass(frozen=True, slots=True, eq=False)
+class Synth(Message):
+    """Asks for speech; answered by `Accepted`, frames and `End`, or by `Error`.
+
+    Exactly one of `voice` (a preset voice's name) and `prompt` (an audio file) is given. With a prompt, a `prompt_text`
+    makes it zero-shot, an empty one cross-lingual. `deadline_ms` counts from receipt, 0 means the broker's default.
+    `credit` is the number of frames the client is ready to receive at once.
+    """
+
+    request_id: RequestId
+    text: Sentence
+    voice: Name
+    prompt_text: Sentence
+    seed: Seed
+    speed: Speed
+    output: Output
+    sample_type: SampleType
+    deadline_ms: U32
+    credit: U32
+    prompt: Annotated[bytes, Blob(MAX_PROMPT_AUDIO)]
+
+
+@_message(0x12)
+@dataclass(frozen=True, slots=True, eq=False)
+class Credit(Message):
+    """The client can take `frames` more frames of this request."""
+
+    request_id: RequestId
+    frames: U32
+
+
+@_message(0x13)
+@dataclass(frozen=True, slots=True, eq=False)
+class Cancel(Message):
+    """Ends a request early; answered by `Error` with code `cancelled`. Idempotent."""
+
+    request_id: RequestId
+
+
+@_message(0x14)
+@dataclass(frozen=True, slots=True, eq=False)
+class EndAck(Message):
+    """The client has everything up to `End` (or has taken `Error`); the broker forgets the request."""
+
+    request_id: RequestId
+
+
+@_message(0x15)
+@dataclass(frozen=True, slots=True, eq=False)
+class ListVoices(Message):
+    """Answered by `Voices` with the same `query_id`."""
+
+    query_id: U63
+
+
+@_message(0x16)
+@dataclass(frozen=True, slots=True, eq=False)
+class GetStatus(Message):
+    """Answered by `Status` with the same `query_id`."""
+
+    query_id: U63
+
+
+# ---- broker -> client ------------------------------------------------------------------------------------------------
+
+
+@_message(0x20)
+@dataclass(frozen=True, slots=True, eq=False)
+class Welcome(Message):
+    """Answers `Hello`. `max_text`: longest text in characters; `max_credit`: most frames in flight a request."""
+
+    broker: Name
+    software: Name
+    max_text: U32
+    max_credit: U32
+
+
+@_message(0x21)
+@dataclass(frozen=True, slots=True, eq=False)
+class Accepted(Message):
+    """The request is admitted (and stored, if the state store is durable). Its frames follow, then `End` or `Error`."""
+
+    request_id: RequestId
+    sample_rate: U32
+
+
+@_message(0x22)
+@dataclass(frozen=True, slots=True, eq=False)
+class End(Message):
+    """The request is complete: `frames` frames (seq 0..frames-1) were sent. The client answers `EndAck`."""
+
+    request_id: RequestId
+    frames: U32
+    tokens: U32
+    sentences: U32
+
+
+@_message(0x23)
+@dataclass(frozen=True, slots=True, eq=False)
+class Error(Message):
+    """A typed error (lighttts.errors). With a request id it ends that request; without, it answers the last message."""
+
+    request_id: OptionalRequestId
+    code: Name
+    text: Line
+    field: Name
+    retryable: Flag
+    retry_after_ms: U32
+
+
+@_message(0x24)
+@dataclass(frozen=True, slots=True, eq=False)
+class Voices(Message):
+    """The preset voices that can be asked for now."""
+
+    query_id: U63
+    sample_rate: U32
+    names: Names
+
+
+class WorkerStatus(NamedTuple):
+    """One worker's row in `Status`; `credit` is what it has granted and not been sent."""
+
+    worker: str
+    stage: str
+    model: str
+    state: str
+    credit: int
+    active: int
+    age_s: float
+    seen_s: float
+
+
+_WORKER_STATUS = Record(
+    (Text(128), OneOf(STAGES), Text(128), Text(32), *[Int(0, 2**32)] * 2, *[Float(0, 1e9)] * 2), WorkerStatus
+)
+
+
+@_message(0x25)
+@dataclass(frozen=True, slots=True, eq=False)
+class Status(Message):
+    """What the broker is doing: requests by state, and its workers."""
+
+    query_id: U63
+    broker: Name
+    store: Name
+    uptime_s: Seconds
+    queued: U32
+    active: U32
+    completed: U63
+    failed: U63
+    workers: Annotated[tuple[WorkerStatus, ...], Many(_WORKER_STATUS, MAX_WORKERS)]
+
+
+# ---- stage results: worker -> broker (PUSH/PULL), relayed unchanged --------------------------------------------------
+
+
+@_message(0x30)
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens(Message):
+    """Speech tokens of one sentence in order. `final` ends the sentence, `last` the request. llm worker -> broker ->
+    decode worker, or client when the output is tokens."""
+
+    request_id: RequestId
+    attempt: U16
+    epoch: Epoch
+    seq: U32
+    sentence: U32
+    final: Flag
+    last: Flag
+    tokens: SpeechTokens
+
+
+@_message(0x31)
+@dataclass(frozen=True, slots=True, eq=False)
+class Mel(Message):
+    """Log-mel frames (50 a second, 80 bins), shape (n, 80), beginning at `first_frame` of the request."""
+
+    request_id: RequestId
+    attempt: U16
+    epoch: Epoch
+    seq: U32
+    sentence: U32
+    last: Flag
+    first_frame: U63
+    tokens: U32
+    mel: MelFrames
+
+
+@_message(0x32)
+@dataclass(frozen=True, slots=True, eq=False)
+class Audio(Message):
+    """Mono samples beginning at `first_sample` of the request; float32 in -1..1 or int16. `tokens`: decoded so far."""
+
+    request_id: RequestId
+    attempt: U16
+    epoch: Epoch
+    seq: U32
+    sentence: U32
+    last: Flag
+    first_sample: U63
+    tokens: U32
+    samples: Samples
+
+
+@_message(0x33)
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded(Message):
+    """The encode stage's result. `text_ids` holds all sentences' ids end to end, `lengths` how many each has.
+    `voice_key` is a content hash of the voice features (prompt tokens (n,), prompt mel (2n, 80), embedding (192,))."""
+
+    request_id: RequestId
+    attempt: U16
+    epoch: Epoch
+    lengths: Lengths
+    voice_key: Name
+    text_ids: TextIds
+    prompt_text_ids: TextIds
+    llm_prompt_tokens: PromptTokens
+    voice_tokens: PromptTokens
+    voice_mel: PromptMel
+    voice_embedding: Embedding
+
+
+@_message(0x34)
+@dataclass(frozen=True, slots=True, eq=False)
+class StageFailed(Message):
+    """A worker could not do its part; code, text and field as in `Error`."""
+
+    request_id: RequestId
+    attempt: U16
+    epoch: Epoch
+    code: Name
+    text: Line
+    field: Name
+    retryable: Flag
+
+
+# ---- worker -> broker control ----------------------------------------------------------------------------------------
+
+
+@_message(0x40)
+@dataclass(frozen=True, slots=True, eq=False)
+class Register(Message):
+    """First message of a worker boot; answered by `Registered`. `epoch`: random per boot; `voices`: encode only."""
+
+    worker: Name
+    epoch: Epoch
+    stage: Stage
+    software: Name
+    model: Name
+    sample_rate: U32
+    voices: Names
+
+
+@_message(0x41)
+@dataclass(frozen=True, slots=True, eq=False)
+class Grant(Message):
+    """The worker can take `credit` more requests. Work is sent only against granted credit."""
+
+    epoch: Epoch
+    credit: U32
+
+
+@_message(0x42)
+@dataclass(frozen=True, slots=True, eq=False)
+class Heartbeat(Message):
+    """The worker lives. `progress` counts engine steps: it moves while `active` requests are worked on."""
+
+    epoch: Epoch
+    active: U32
+    waiting: U32
+    progress: U63
+
+
+@_message(0x43)
+@dataclass(frozen=True, slots=True, eq=False)
+class Drain(Message):
+    """The worker finishes what it has and takes nothing new; its outstanding credit is void."""
+
+    epoch: Epoch
+
+
+@_message(0x44)
+@dataclass(frozen=True, slots=True, eq=False)
+class Bye(Message):
+    """The worker leaves now; whatever it still had is lost. Answered by `Farewell`."""
+
+    epoch: Epoch
+
+
+# ---- broker -> worker control ----------------------------------------------------------------------------------------
+
+
+@_message(0x50)
+@dataclass(frozen=True, slots=True, eq=False)
+class Registered(Message):
+    """Answers `Register`. The worker beats every `heartbeat_ms`; it re-registers when it has heard nothing for
+    `expiry_ms`. Any message counts as alive on both sides."""
+
+    epoch: Epoch
+    broker: Name
+    heartbeat_ms: U32
+    expiry_ms: U32
+
+
+@_message(0x51)
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodeWork(Message):
+    """One request for an encode worker; fields as in `Synth`. Answered by `Encoded` or `StageFailed`."""
+
+    request_id: RequestId
+    attempt: U16
+    text: Sentence
+    voice: Name
+    prompt_text: Sentence
+    prompt: Annotated[bytes, Blob(MAX_PROMPT_AUDIO)]
+
+
+@_message(0x52)
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerateWork(Message):
+    """One request for an llm worker; fields as in `Encoded`. Answered by `Tokens` frames or `StageFailed`."""
+
+    request_id: RequestId
+    attempt: U16
+    seed: Seed
+    lengths: Lengths
+    text_ids: TextIds
+    prompt_text_ids: TextIds
+    llm_prompt_tokens: PromptTokens
+
+
+@_message(0x53)
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeWork(Message):
+    """One request for a decode worker; its `Tokens` follow on the same socket. Answered by `Audio` or `Mel` frames."""
+
+    request_id: RequestId
+    attempt: U16
+    seed: Seed
+    speed: Speed
+    output: Output
+    sample_type: SampleType
+    voice_key: Name
+    voice_tokens: PromptTokens
+    voice_mel: PromptMel
+    voice_embedding: Embedding
+
+
+@_message(0x54)
+@dataclass(frozen=True, slots=True, eq=False)
+class Abort(Message):
+    """The request is cancelled or has moved: free everything it holds, send nothing more. Idempotent."""
+
+    request_id: RequestId
+    attempt: U16
+
+
+@_message(0x55)
+@dataclass(frozen=True, slots=True, eq=False)
+class Farewell(Message):
+    """Answers `Bye`: every message before it has arrived, the worker may close its sockets."""
+
+    epoch: Epoch
+
+
+@_message(0x56)
+@dataclass(frozen=True, slots=True, eq=False)
+class Alive(Message):
+    """Answers `Heartbeat`, so that a worker notices a broker that is gone. `known` is false when the worker must
+    register again (the broker restarted, or had given the worker up)."""
+
+    epoch: Epoch
+    known: Flag
+
+
+# ---- encoding --------------------------------------------------------------------------------------------------------
+
+
+def encode(message: Message) -> list[Buffer]:
+    """Frames of a message: head, body, payloads. Raises `ProtocolError` when a field is out of its limits."""
+    payloads: list[Buffer] = []
+    body = []
+    for name, codec in message.FIELDS:
+        try:
+            body.append(codec.pack(getattr(message, name), payloads))
+        except (ValueError, UnicodeEncodeError) as error:
+            raise ProtocolError(f"{type(message).__name__}.{name} {error}", field=name) from None
+    packed: bytes = msgpack.packb(body)
+    if len(packed) > MAX_BODY:
+        raise ProtocolError(f"{type(message).__name__} has a body of {len(packed)} bytes, the limit is {MAX_BODY}")
+    return [MAGIC + bytes((VERSION, message.TAG)), packed, *payloads]
+
+
+def message_type(head: Buffer) -> type[Message]:
+    """The class a head frame announces. Raises `ProtocolError` on a wrong size, magic, version or tag."""
+    if len(head) != 4 or bytes(head[:2]) != MAGIC:
+        raise ProtocolError("not a LightTTS message: connect to a LightTTS endpoint with a LightTTS client")
+    if head[2] != VERSION:
+        raise ProtocolError(
+            f"protocol version {head[2]} is not supported, this side speaks {VERSION}: upgrade the older side"
+        )
+    cls = REGISTRY.get(head[3])
+    if cls is None:
+        raise ProtocolError(f"unknown message tag {head[3]:#04x}: the other side is newer or corrupt")
+    return cls
+
+
+def decode(frames: Sequence[Buffer]) -> Message:
+    """The message in `frames` (without routing id). Arrays are read-only views of the payload frames.
+
+    Raises `ProtocolError` on anything that is not exactly one valid message.
+    """
+    if len(frames) < 2 or len(frames) > 2 + MAX_PAYLOADS:
+        raise ProtocolError(f"a message has 2 to {2 + MAX_PAYLOADS} frames, not {len(frames)}")
+    cls = message_type(frames[0])
+    values = _unpack_body(cls, frames[1])
+    payloads = iter(frames[2:])
+    fields_ = []
+    for (name, codec), raw in zip(cls.FIELDS, values, strict=True):
+        try:
+            fields_.append(codec.unpack(raw, payloads))
+        except ValueError as error:
+            raise ProtocolError(f"{cls.__name__}.{name} {error}", field=name) from None
+    if next(payloads, None) is not None:
+        raise ProtocolError(f"{cls.__name__} has more payload frames than fields that need one")
+    return cls(*fields_)
+
+
+def _unpack_body(cls: type[Message], body: Buffer) -> list[object]:
+    if len(body) > MAX_BODY:
+        raise ProtocolError(f"{cls.__name__} has a body of {len(body)} bytes, the limit is {MAX_BODY}")
+    try:
+        values = msgpack.unpackb(body, max_map_len=0, max_ext_len=0, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"{cls.__name__} has a body that is not valid msgpack: {error}") from None
+    if type(values) is not list or len(values) != len(cls.FIELDS):
+        raise ProtocolError(f"{cls.__name__} must have {len(cls.FIELDS)} fields")
+    return values
