@@ -1,7 +1,7 @@
 """Configuration: one YAML file, every key overridable by environment and by flag, all of it validated.
 
-Later sources win: built-in defaults, the file, ``LIGHTTTS_<SECTION>__<KEY>`` variables, ``--set section.key=value`` flags.
-An unknown key is an error that names the nearest known one. conf/lighttts.yaml shows every key with its default.
+Later sources win: built-in defaults, the file, ``LIGHTTTS_<SECTION>__<KEY>`` variables, ``--set section.key=value``
+flags. An unknown key is an error that names the nearest known one. conf/lighttts.yaml shows every key with its default.
 """
 
 from __future__ import annotations

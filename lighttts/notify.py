@@ -1,0 +1,28 @@
+"""systemd's notification protocol (sd_notify(3)): readiness, status and watchdog of a daemon."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+
+def notify(*states: str) -> bool:
+    """Sends states such as ``READY=1`` or ``STATUS=3 active`` to the service manager; False if there is none."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.connect(address)
+        channel.sendall("\n".join(states).encode())
+    return True
+
+
+def watchdog_interval() -> float | None:
+    """Seconds between ``WATCHDOG=1`` (half of what the manager allows), None if no watchdog watches this process."""
+    allowed = os.environ.get("WATCHDOG_USEC")
+    watched = os.environ.get("WATCHDOG_PID")
+    if not allowed or (watched and int(watched) != os.getpid()):
+        return None
+    return int(allowed) / 2e6
