@@ -10,7 +10,7 @@ import structlog
 
 from lighttts.config import LogConfig
 
-Logger = structlog.stdlib.BoundLogger
+Logger = structlog.typing.FilteringBoundLogger
 
 
 def configure(service: str, config: LogConfig) -> None:
@@ -42,7 +42,7 @@ class _ToStructlog(logging.Handler):
     """Hands records of the standard library's logging (used by dependencies) to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        get_logger(logger=record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+        get_logger(source=record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
 
 
 def get_logger(**bound: object) -> Logger:
