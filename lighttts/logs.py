@@ -12,6 +12,11 @@ from lighttts.config import LogConfig
 
 Logger = structlog.typing.FilteringBoundLogger
 
+# Locals would carry users' texts and secrets into the log.
+_traceback_without_locals = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 
 def configure(service: str, config: LogConfig) -> None:
     """Sets up logging for this process; every line carries `service`. Libraries' warnings go the same way."""
@@ -24,7 +29,7 @@ def configure(service: str, config: LogConfig) -> None:
     renderer: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer()]
         if console
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [_traceback_without_locals, structlog.processors.JSONRenderer()]
     )
     level = getattr(logging, config.level.upper())
     structlog.configure(

@@ -1,0 +1,54 @@
+# make demo: text in, hello.wav out.   make test: everything that is tested.   make help: the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+# The CPU build is enough for the demo and the tests. On a GPU box: make setup TORCH=torch
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+TEXT ?= Hello! This is LightTTS speaking, from text to sound through every one of its daemons.
+
+.PHONY: help demo setup setup-dev test lint chaos bench clean
+
+help:
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: setup ## set up and speak a sentence into hello.wav
+	$(BIN)/lighttts-cli synth "$(TEXT)" -o hello.wav
+	@echo "hello.wav is ready: play it with any player, for example: ffplay -autoexit hello.wav"
+
+setup: $(VENV)/.worker ## a virtual environment that runs all daemons
+setup-dev: $(VENV)/.dev ## the same with the tools for tests
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "LightTTS needs Python 3.11 or newer; set PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv is missing: sudo apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.worker: $(BIN)/python setup.cfg
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable '.[worker]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.worker
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@command -v redis-server >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && { apt-get update -q && apt-get install -y -q redis-server; } >/dev/null || \
+	  { echo "The tests need redis-server: sudo apt-get install redis-server" >&2; exit 1; }; }
+	@touch $@
+
+test: setup-dev lint ## lint, types and all tests (CPU, no GPU needed)
+	$(BIN)/python -m pytest
+
+lint: setup-dev ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy lighttts
+
+chaos: setup-dev ## fault tests with real processes
+	$(BIN)/python -m pytest tests/chaos
+
+bench: setup ## the broker's relay against a bare ROUTER
+	$(BIN)/python benchmarks/broker_relay.py
+
+clean: ## remove the environment and build products
+	rm -rf $(VENV) build dist *.egg-info hello.wav

@@ -1,0 +1,76 @@
+"""The configuration: sources, precedence, and errors that name what to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lighttts.config import Config, known_keys, load_config
+from lighttts.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_shipped_file_shows_every_key_with_its_default() -> None:
+    assert load_config(ROOT / "conf/lighttts.yaml", environ={}) == Config()
+    shipped = yaml.safe_load((ROOT / "conf/lighttts.yaml").read_text())
+    keys = [*shipped, *(f"{section}.{key}" for section, values in shipped.items() for key in values)]
+    assert sorted(keys) == sorted(known_keys())
+
+
+def test_flags_win_over_environment_over_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("broker: {max_requests: 1, max_text: 1, max_credit: 1}\n")
+    environ = {"LIGHTTTS_BROKER__MAX_TEXT": "2", "LIGHTTTS_BROKER__MAX_CREDIT": "2", "LIGHTTTS_OTHER": "ignored"}
+    broker = load_config(path, overrides=["broker.max_credit=3"], environ=environ).broker
+    assert (broker.max_requests, broker.max_text, broker.max_credit) == (1, 2, 3)
+
+
+def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "c.yaml", environ={}) == Config()
+
+
+def test_null_switches_the_metrics_port_off() -> None:
+    assert load_config(overrides=["llm.metrics_port=null"], environ={}).llm.metrics_port is None
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("broker.clinets=tcp://x:1", r"unknown key 'broker.clinets'; did you mean 'broker.clients'"),
+        ("brokr.clients=tcp://x:1", r"unknown key 'brokr'; did you mean 'broker'"),
+        ("broker.clients=localhost:5570", r"broker.clients is 'localhost:5570'"),
+        ("broker.max_text=-1", r"broker.max_text is -1"),
+        ("llm.metrics_port=70000", r"llm.metrics_port is 70000"),
+        ("llm.slots", r"write it as section.key=value"),
+        ("slots=3", r"section.key"),
+        ("llm.slots=[1", r"not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_its_name(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_config(overrides=[override], environ={})
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"broker: [", "not valid YAML"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"- a\n", "must hold sections"),
+        (b"broker: !!python/object/apply:os.system [true]\n", "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_path(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"broken\.yaml.*{expected}"):
+        load_config(path, environ={})
+
+
+def test_a_missing_file_is_refused_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml cannot be read: No such file"):
+        load_config(tmp_path / "absent.yaml", environ={})

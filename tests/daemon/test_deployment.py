@@ -1,0 +1,48 @@
+"""The files that put LightTTS on a machine: systemd units, launchers, Makefile."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+UNITS = sorted((ROOT / "systemd").iterdir())
+
+
+def _sections(unit: Path) -> configparser.ConfigParser:
+    parsed = configparser.ConfigParser(strict=False, interpolation=None)
+    parsed.optionxform = str  # type: ignore[assignment,method-assign]
+    parsed.read_string(unit.read_text())
+    return parsed
+
+
+@pytest.mark.parametrize("unit", [u for u in UNITS if u.suffix == ".service"], ids=lambda unit: unit.name)
+def test_a_service_unit_starts_its_daemon_under_the_watchdog(unit: Path) -> None:
+    service = _sections(unit)["Service"]
+    daemon = unit.name.removesuffix(".service").removesuffix("@")
+    assert f"/bin/{daemon} --config /etc/lighttts/lighttts.yaml" in service["ExecStart"]
+    assert service["Type"] == "notify"
+    assert int(service["WatchdogSec"]) > 0
+    assert int(service["LimitNOFILE"]) >= 65536
+
+
+def test_the_target_brings_up_one_of_each_daemon() -> None:
+    wants = _sections(ROOT / "systemd/lighttts.target")["Unit"]["Wants"].split()
+    provided = {unit.name for unit in UNITS}
+    assert {re.sub(r"@\d+\.", "@.", want) for want in wants} == {u for u in provided if u.endswith(".service")}
+
+
+def test_each_console_script_has_a_launcher() -> None:
+    parsed = configparser.ConfigParser()
+    parsed.read(ROOT / "setup.cfg")
+    scripts = re.findall(r"^(\S+) = ", parsed["options.entry_points"]["console_scripts"], re.MULTILINE)
+    assert sorted(path.name for path in (ROOT / "bin").iterdir()) == sorted(scripts)
+
+
+def test_the_makefile_explains_its_targets() -> None:
+    listing = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {"demo", "test", "lint", "chaos", "bench"} <= {line.split()[0] for line in listing.splitlines()}
