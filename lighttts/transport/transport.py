@@ -14,6 +14,7 @@ import zmq
 
 from lighttts.transport.schema import Buffer
 from lighttts.transport.sockets import IpcLock, SocketOptions, bind, connect, make_socket
+from lighttts.transport.watch import WATCHED_EVENTS
 
 Frames = Sequence[Buffer]
 NO_TARGET = b""
@@ -154,6 +155,13 @@ class Sockets:
         """A DEALER connected to `endpoint`. Raises `ConfigError`."""
         return self._keep(Link(self._connected(zmq.DEALER, endpoint, identity), endpoint))
 
+    def watched_dealer(self, endpoint: str) -> tuple[Link, Link]:
+        """A DEALER connected to `endpoint`, and a link that receives its `watch.connection_event`s. Raises
+        `ConfigError`."""
+        socket = make_socket(self._context, zmq.DEALER, self.options)
+        events = self._keep(Link(socket.get_monitor_socket(WATCHED_EVENTS), endpoint))
+        return self._keep(Link(self._connect(socket, endpoint, b""), endpoint)), events
+
     def push(self, endpoint: str) -> Link:
         """A PUSH connected to `endpoint`. Raises `ConfigError`."""
         return self._keep(Link(self._connected(zmq.PUSH, endpoint, b""), endpoint))
@@ -180,7 +188,9 @@ class Sockets:
             raise
 
     def _connected(self, kind: int, endpoint: str, identity: bytes) -> zmq.Socket[bytes]:
-        socket = make_socket(self._context, kind, self.options)
+        return self._connect(make_socket(self._context, kind, self.options), endpoint, identity)
+
+    def _connect(self, socket: zmq.Socket[bytes], endpoint: str, identity: bytes) -> zmq.Socket[bytes]:
         try:
             connect(socket, endpoint, identity)
         except BaseException:

@@ -55,6 +55,7 @@ MAX_FRAME_MEL = 32_768
 MAX_FRAME_SAMPLES = 16 << 20
 MAX_VOICES = 4096
 MAX_WORKERS = 4096
+MAX_ARRAY = 4096
 MEL_BINS = 80
 EMBEDDING_SIZE = 192
 
@@ -566,7 +567,7 @@ def _unpack_body(cls: type[Message], body: Buffer) -> list[object]:
     if len(body) > MAX_BODY:
         raise ProtocolError(f"{cls.__name__} has a body of {len(body)} bytes, the limit is {MAX_BODY}")
     try:
-        values = msgpack.unpackb(body, max_map_len=0, max_ext_len=0, strict_map_key=True)
+        values = msgpack.unpackb(body, max_array_len=MAX_ARRAY, max_map_len=0, max_ext_len=0, strict_map_key=True)
     except (ValueError, msgpack.UnpackException) as error:
         raise ProtocolError(f"{cls.__name__} has a body that is not valid msgpack: {error}") from None
     if type(values) is not list or len(values) != len(cls.FIELDS):

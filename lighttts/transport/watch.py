@@ -1,0 +1,35 @@
+"""Events of a connection: whether a peer is there now, which a socket by itself never tells.
+
+libzmq reconnects in silence and forgets what was in flight; a client that waits for an answer must know.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Sequence
+
+import zmq
+
+from lighttts.errors import ProtocolError
+from lighttts.transport.schema import Buffer
+
+WATCHED_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_EVENT = struct.Struct("=HI")
+
+
+class Connection(enum.Enum):
+    """What became of a connection."""
+
+    MADE = enum.auto()
+    LOST = enum.auto()
+
+
+_MEANING = {zmq.EVENT_HANDSHAKE_SUCCEEDED: Connection.MADE, zmq.EVENT_DISCONNECTED: Connection.LOST}
+
+
+def connection_event(frames: Sequence[Buffer]) -> Connection:
+    """What a message of `Sockets.watched_dealer`'s second link says."""
+    if len(frames) != 2 or len(frames[0]) != _EVENT.size:
+        raise ProtocolError("not an event of a connection")
+    return _MEANING[_EVENT.unpack(frames[0])[0]]
