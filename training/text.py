@@ -1,0 +1,60 @@
+"""Corpus text: cleaning, normalising as the front end does, and reading WordNet's definitions.
+
+What the language model reads in training must be what the front end hands it at run time: the normaliser's output with
+its escaped quotes and a full stop where the sentence had none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from wetext import Normalizer
+
+_SPACED_MARK = re.compile(r"\s+([,.;:!?])")
+_NEEDS_NORMALISER = re.compile(r"[^a-zA-Z ,.;:!?'\"-]|[A-Z]{2}|\b[A-Za-z]{1,4}\.(?!$)")
+_ENDS = (".", "!", "?", ";", ":")
+
+
+@lru_cache(maxsize=1)
+def _normaliser() -> Normalizer:
+    return Normalizer()
+
+
+def clean(line: str) -> str:
+    """Undo tokenised spacing ("shaken ." -> "shaken."); such lines lose their double quotes, whose side is unknown."""
+    line = " ".join(line.split())
+    if _SPACED_MARK.search(line):
+        line = _SPACED_MARK.sub(r"\1", line.replace('"', " "))
+        line = re.sub(r"\s'\s|^'\s|\s'$", " ", line)
+        line = re.sub(r"([,;:])(?=[,.;:!?])", "", _SPACED_MARK.sub(r"\1", line))
+    return " ".join(line.split())
+
+
+def normalise(line: str) -> str:
+    """The front end's text of one sentence: numbers and abbreviations spelled, quotes escaped, closed by a mark."""
+    text = line.replace('"', '\\"')
+    if _NEEDS_NORMALISER.search(line):
+        text = _normaliser().normalize(line)
+    text = text.strip()
+    return text if text.endswith(_ENDS) else text + "."
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Cleaned lines of a one-sentence-a-line file, without empty ones."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line := clean(line):
+            yield line
+
+
+def wordnet_definitions(folder: Path) -> Iterator[str]:
+    """WordNet's definitions (`data.noun` and its kin) of 4 to 22 words as sentences: "The act of playing an instrument."."""
+    for path in sorted(folder.glob("data.*")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            _, mark, gloss = line.partition(" | ")
+            text = re.sub(r"\([^)]*\)", " ", gloss.split(";")[0].split('"')[0])
+            text = " ".join(re.sub(r"[^a-zA-Z ,'-]", " ", text).split()).strip(" ,-'")
+            if mark and 4 <= len(text.split()) <= 22:
+                yield text[0].upper() + text[1:] + "."
