@@ -550,7 +550,7 @@ def decode(frames: Sequence[Buffer]) -> Message:
     if len(frames) < 2 or len(frames) > 2 + MAX_PAYLOADS:
         raise ProtocolError(f"a message has 2 to {2 + MAX_PAYLOADS} frames, not {len(frames)}")
     cls = message_type(frames[0])
-    values = _unpack_body(cls, frames[1])
+    values = unpack_body(cls, frames[1])
     payloads = iter(frames[2:])
     fields_ = []
     for (name, codec), raw in zip(cls.FIELDS, values, strict=True):
@@ -563,7 +563,11 @@ def decode(frames: Sequence[Buffer]) -> Message:
     return cls(*fields_)
 
 
-def _unpack_body(cls: type[Message], body: Buffer) -> list[object]:
+def unpack_body(cls: type[Message], body: Buffer) -> list[object]:
+    """The raw field values of a `cls` body, one a field but none of them checked: for a relay that looks at a few.
+
+    Raises `ProtocolError` when the body is too large, not msgpack, or has another number of fields.
+    """
     if len(body) > MAX_BODY:
         raise ProtocolError(f"{cls.__name__} has a body of {len(body)} bytes, the limit is {MAX_BODY}")
     try:
