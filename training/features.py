@@ -4,10 +4,10 @@ Three features with the definitions the models were published with:
 
 - `FlowMel`: the flow's and vocoder's log-mel, 24 kHz, n_fft 1920, hop 480, 80 Slaney bands (Matcha-TTS, HiFi-GAN),
 - `WhisperMel`: the speech tokenizer's log-mel, 16 kHz, n_fft 400, hop 160, 128 Slaney bands (Radford et al. 2022),
-- `KaldiFbank`: the speaker encoder's log filter bank, 16 kHz, 80 HTK bands, Povey window (Kaldi `compute-fbank-feats`).
+- `KaldiFbank`: the speaker encoder's log filter bank, 16 kHz, 80 HTK bands, Povey window (`compute-fbank-feats`).
 
-Audio is float32 in [-1, 1], one utterance a row. All are `nn.Module`s with buffers only and without device-to-host copies,
-so they can be captured in a CUDA graph.
+Audio is float32 in [-1, 1], one utterance a row. All are `nn.Module`s with buffers only and without device-to-host
+copies, so they can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class FlowMel(nn.Module):
     def forward(self, audio: Tensor, *, with_margin: bool = False) -> Tensor:
         """[B, N] float32 -> [B, bands, N // 480] float32.
 
-        `with_margin`: the audio holds 720 samples of context on each side, which yield no frames of their own; otherwise it
-        is reflected at both ends, as the front end does with whole utterances.
+        `with_margin`: the audio holds 720 samples of context on each side, which yield no frames of their own; without
+        it the audio is reflected at both ends, as the front end does with whole utterances.
         """
         if not with_margin:
             audio = F.pad(audio[:, None], (FLOW_MARGIN, FLOW_MARGIN), mode="reflect")[:, 0]
@@ -87,7 +87,7 @@ class FlowMel(nn.Module):
 
 
 class WhisperMel(nn.Module):
-    """Whisper's log-mel of 16 kHz audio: 100 frames a second, 80 dB below the row's maximum, scaled to about [-1, 1]."""
+    """Whisper's log-mel of 16 kHz audio: 100 a second, down to 80 dB below the row's maximum, about [-1, 1]."""
 
     filters: Tensor
     window: Tensor
@@ -98,7 +98,7 @@ class WhisperMel(nn.Module):
         self.register_buffer("window", torch.hann_window(400), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
-        """[B, N] float32 -> [B, bands, N // 160] float32. The maximum is a row's own, so rows may be padded with zeros."""
+        """[B, N] float32 -> [B, bands, N // 160] float32. Rows may be padded with zeros: each has its own maximum."""
         spectrum = torch.stft(audio, 400, 160, window=self.window, center=True, return_complex=True)[..., :-1]
         power = torch.view_as_real(spectrum).square().sum(-1)
         level = torch.log10((self.filters @ power).clamp_min(1e-10))
@@ -117,7 +117,7 @@ class KaldiFbank(nn.Module):
         self.register_buffer("window", torch.hann_window(400, periodic=False).pow(0.85), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
-        """[B, N] float32 -> [B, (N - 240) // 160, bands] float32; the speaker encoder wants each row's mean subtracted."""
+        """[B, N] float32 -> [B, (N - 240) // 160, bands] float32; the speaker encoder wants a row's mean taken off."""
         frames = audio.unfold(1, 400, 160)
         frames = frames - frames.mean(-1, keepdim=True)
         emphasised = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)

@@ -1,0 +1,258 @@
+"""Trains the flow: speech tokens to mel by conditional flow matching.
+
+The objective is Matcha-TTS's and CosyVoice2's (Lipman et al., arXiv:2210.02747; Mehta et al., arXiv:2309.03199;
+Du et al., arXiv:2412.10117): the estimator learns the velocity from noise to mel under guidance dropout, with random
+prompts, with and without the chunk mask of streaming. Beside it the encoder's features are pulled towards the mel
+itself, strongly at first, which aligns content early.
+
+``python -m training.flow --spec cosyvoice2.yaml --store DATA --speaker RUN/speaker.pt --out RUN --minutes 12`` trains
+and writes `RUN/flow-checkpoint.pt` (taken up again if it is there) and `RUN/flow.pt`, the averaged weights as they ship.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lighttts.models.flow import CausalMaskedDiffWithXvec
+from lighttts.models.flow_config import FlowConfig
+from lighttts.models.section import Section
+from lighttts.models.spec import parse
+from lighttts.models.streaming import Window, chunk_mask
+from training.features import FRAMES_PER_TOKEN, FlowMel
+from training.loop import Average, Clock, LossLog, Replay, adamw, export, rate_factor, save, set_rates
+from training.speaker_encoder import Listener, SpeakerEncoder
+from training.speech import TokenRows
+
+LOSSES = ("flow", "prior", "gradient")
+PEAK_RATE = 1e-3
+CLIP = 1.0
+SIGMA_MIN = 1e-6
+EMBEDDING_NOISE = 0.25  # of a unit embedding: prompts of one speaker differ by about a third
+PRIOR_START, PRIOR_END = 1.0, 0.1
+AVERAGE_DECAY, AVERAGE_EVERY, AVERAGE_FROM = 0.99, 10, 0.3
+LOG_EVERY = 50
+CHECKPOINT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a batch holds: `rows` of `tokens` tokens, `warped_rows` of them of other speakers; the rest are shares."""
+
+    rows: int = 32
+    warped_rows: int = 6
+    tokens: int = 250
+    from_utterance_start: float = 0.6
+    chunked: float = 0.8
+    prompted: float = 0.3
+    longest_prompt: float = 0.3
+    without_condition: float = 0.2
+
+
+def read_config(spec: Path) -> FlowConfig:
+    """The flow's dimensions from a model's yaml."""
+    return FlowConfig.read(Section(parse(spec.read_text(), str(spec)), str(spec)))
+
+
+def objective(model: CausalMaskedDiffWithXvec, recipe: Recipe, tokens: Tensor, mel: Tensor, voice: Tensor) -> Tensor:
+    """Losses (flow, prior) of a batch: tokens [B, T] int64, mel [B, 2 T, 80] float32, speaker embedding [B, 192]."""
+    rows, frames, _ = mel.shape
+    whole = torch.rand(rows, device=mel.device) > recipe.chunked
+    look_ahead = model.config.encoder.look_ahead
+    padded = F.pad(tokens, (0, look_ahead))
+    known = torch.arange(padded.shape[1], device=mel.device) < tokens.shape[1]
+    token_window = Window(_mask(whole, tokens.shape[1], model.config.encoder.chunk))
+    frame_window = Window(_mask(whole, frames, model.config.estimator.chunk))
+    mu = model.features(padded, known.expand(rows, -1), token_window, frame_window)
+    speaker = model.speaker(voice)
+    kept = (torch.rand(rows, 1, device=mel.device) > recipe.without_condition).to(mu.dtype)
+    t = 1 - torch.cos(torch.rand(rows, 1, 1, device=mel.device) * (torch.pi / 2))
+    noise = torch.randn_like(mel)
+    position = (1 - (1 - SIGMA_MIN) * t) * noise + t * mel
+    prompt = mel * _prompt_frames(rows, frames, recipe, mel.device) * kept[..., None]
+    embedded = model.decoder.estimator.time_mlp(t[:, 0, 0])
+    velocity = model.decoder.estimator(position, mu * kept[..., None], speaker * kept, prompt, embedded, frame_window)
+    target = mel - (1 - SIGMA_MIN) * noise
+    scored = slice(0, frames - FRAMES_PER_TOKEN * look_ahead)  # the last tokens lack the look-ahead they have in use
+    flow = (velocity.float() - target)[:, scored].square().mean()
+    prior = (mu.float() - mel)[:, scored].abs().mean()
+    return torch.stack([flow, prior])
+
+
+def _mask(whole: Tensor, width: int, chunk: int) -> Tensor:
+    """Attention masks [B, 1, width, width]: everything for rows that are `whole`, by chunks for the others."""
+    length = torch.full((1,), width, device=whole.device)
+    return chunk_mask(torch.zeros_like(length), length, 0, width, chunk) | whole[:, None, None, None]
+
+
+def _prompt_frames(rows: int, frames: int, recipe: Recipe, device: torch.device) -> Tensor:
+    """1 where the mel is given as a prompt, [B, frames, 1] float32: a random prefix of some rows."""
+    length = torch.rand(rows, 1, device=device) * (recipe.longest_prompt * frames)
+    length = length * (torch.rand(rows, 1, device=device) < recipe.prompted)
+    return (torch.arange(frames, device=device) < length)[..., None].float()
+
+
+class Voices:
+    """Mean speaker embedding of every part of a token store, from its first minutes."""
+
+    def __init__(self, encoder: SpeakerEncoder, device: torch.device) -> None:
+        self.listener = Listener(encoder.eval()).to(device)
+
+    @torch.no_grad()
+    def of(self, data: TokenRows, crops: int = 24, tokens: int = 100) -> Tensor:
+        """[parts, 192], normalised."""
+        means = []
+        for part in range(len(data.names)):
+            inside = (data.part == part).nonzero()[:, 0]
+            start = inside[:: max(1, len(inside) // crops)][:crops].clamp(1, len(data.token) - tokens - 1)
+            audio = data.audio(start, tokens)
+            means.append(F.normalize(F.normalize(self.listener(audio), dim=1).mean(0), dim=0))
+        return torch.stack(means)
+
+
+class Trainer:
+    """Model, data and optimiser of one run; `step` is captured as a CUDA graph."""
+
+    def __init__(
+        self, model: CausalMaskedDiffWithXvec, sources: list[tuple[TokenRows, Tensor, int]], recipe: Recipe
+    ) -> None:
+        """`sources`: data, the embedding of each of its parts, and rows of it in a batch."""
+        self.model, self.sources, self.recipe = model, sources, recipe
+        self.device = model.device
+        self.mel = FlowMel().to(self.device)
+        self.parameters = list(model.parameters())
+        self.optimizer = adamw([(self.parameters, PEAK_RATE)], (0.9, 0.98))
+        self.average = Average(model, AVERAGE_DECAY)
+        self.prior_weight = torch.tensor(PRIOR_START, device=self.device)
+        self.compute = objective
+        self.steps = 0
+
+    @torch.no_grad()
+    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, mel and speaker embedding of a fresh batch."""
+        recipe, parts = self.recipe, []
+        for data, voices, rows in self.sources:
+            tokens, audio, part = data.rows(rows, recipe.tokens, recipe.from_utterance_start)
+            parts.append((tokens, audio, voices[part]))
+        tokens, audio, voice = (torch.cat(column) for column in zip(*parts, strict=True))
+        scatter = torch.randn_like(voice) * (EMBEDDING_NOISE * voice.shape[1] ** -0.5)
+        return tokens, self.mel(audio, with_margin=True).transpose(1, 2), voice + scatter
+
+    @torch.no_grad()
+    def prime(self) -> None:
+        """Start both outputs at the mean mel, which lies far from zero: biases alone would take long to get there."""
+        mean = self.batch()[1].mean((0, 1))
+        for layer in (self.model.encoder_proj, self.model.decoder.estimator.final_proj):
+            assert layer.bias is not None
+            layer.bias.copy_(mean)
+
+    def step(self) -> Tensor:
+        """One update on a fresh batch; losses as `LOSSES`."""
+        tokens, mel, voice = self.batch()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            losses = self.compute(self.model, self.recipe, tokens, mel, voice)
+        (losses[0] + self.prior_weight * losses[1]).backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.parameters, CLIP, foreach=True)
+        self.optimizer.step()
+        return torch.cat([losses.detach(), norm[None]])
+
+    def schedule(self, progress: float) -> None:
+        """Rates, weights and the average as they are to be at `progress` of the run; once a step, before it."""
+        set_rates(self.optimizer, rate_factor(progress))
+        self.prior_weight.fill_(PRIOR_START + (PRIOR_END - PRIOR_START) * progress)
+        self.steps += 1
+        if self.steps % AVERAGE_EVERY == 0:
+            self.average.update(restart=progress < AVERAGE_FROM)
+
+    def state(self, clock: Clock) -> dict[str, object]:
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "seconds": clock.spent,
+        }
+
+    def load(self, path: Path) -> float:
+        """Take up a checkpoint; returns the seconds it was trained for."""
+        saved = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.average.load(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.steps = saved["steps"]
+        return float(saved["seconds"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """What ships: the state with averaged parameters."""
+        return {**self.model.state_dict(), **self.average.state()}
+
+
+def train(trainer: Trainer, minutes: float, out: Path, *, eager: bool) -> None:
+    """Train until `minutes` in all are spent, checkpoint on the way and at the end, and write `flow.pt`."""
+    checkpoint = out / "flow-checkpoint.pt"
+    spent = trainer.load(checkpoint) if checkpoint.exists() else 0.0
+    log, step = LossLog(out / "flow.csv", LOSSES), Replay(trainer.step, trainer.device, eager=eager)
+    clock = Clock(minutes, spent)
+    saved = clock.spent
+    while clock.progress < 1:
+        trainer.schedule(clock.progress)
+        losses = step()
+        if trainer.steps % LOG_EVERY == 0:
+            log.write(trainer.steps, clock.spent, losses)
+        if clock.spent - saved > CHECKPOINT_SECONDS:
+            save(checkpoint, trainer.state(clock))
+            saved = clock.spent
+    save(checkpoint, trainer.state(clock))
+    export(out / "flow.pt", trainer.weights())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spec", type=Path, required=True, help="the model's cosyvoice2.yaml")
+    parser.add_argument("--store", type=Path, required=True, help="tokenised store of the plain voice")
+    parser.add_argument("--warped", type=Path, help="tokenised store of training.warp")
+    parser.add_argument("--speaker", type=Path, required=True, help="weights of training.speaker")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, required=True, help="of training in all, resumed time included")
+    parser.add_argument("--hours", type=float, default=90.0, help="of audio to hold on the device")
+    parser.add_argument("--rows", type=int, default=Recipe.rows)
+    parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="of a row")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graph")
+    parser.add_argument("--compile", action="store_true", help="compile the objective before the graph is captured")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    trainer = build(arguments)
+    if arguments.compile:
+        trainer.compute = torch.compile(objective)
+    train(trainer, arguments.minutes, arguments.out, eager=arguments.eager)
+
+
+def build(arguments: argparse.Namespace) -> Trainer:
+    """The trainer of the command line's arguments."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    encoder = SpeakerEncoder()
+    encoder.load_state_dict(torch.load(arguments.speaker, weights_only=True))
+    voices = Voices(encoder, device)
+    plain = TokenRows(arguments.store, arguments.hours, device)
+    warped = None if arguments.warped is None else TokenRows(arguments.warped, arguments.hours, device)
+    mean = F.normalize(voices.of(plain).mean(0), dim=0).expand(len(plain.names), -1)  # one speaker, one embedding
+    others = 0 if warped is None else max(1, round(arguments.rows * Recipe.warped_rows / Recipe.rows))
+    sources = [(plain, mean, arguments.rows - others)]
+    if warped is not None:
+        sources.append((warped, voices.of(warped), others))
+    model = CausalMaskedDiffWithXvec(read_config(arguments.spec)).to(device).train()
+    trainer = Trainer(model, sources, Recipe(arguments.rows, others, arguments.tokens))
+    trainer.prime()
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

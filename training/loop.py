@@ -1,0 +1,161 @@
+"""What every acoustic trainer shares: a schedule by the wall clock, checkpoints, a loss log, steps as CUDA graphs."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WARM_UP = 0.02
+FLOOR = 0.02
+EAGER_STEPS_BEFORE_CAPTURE = 3
+
+
+class Clock:
+    """Time spent on a run that may be cut into pieces: `progress` goes from 0 to 1 over `minutes` of training."""
+
+    def __init__(self, minutes: float, spent: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
+        """`spent`: seconds trained before a resume. The clock starts at once."""
+        self.budget = minutes * 60
+        self.now = now
+        self.start = now() - spent
+
+    @property
+    def spent(self) -> float:
+        return self.now() - self.start
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, self.spent / self.budget)
+
+
+def rate_factor(progress: float) -> float:
+    """Share of the peak learning rate: a short linear rise, then a half cosine down to a small floor."""
+    rise = min(1.0, (progress + 1e-4) / WARM_UP)
+    return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def adamw(groups: Sequence[tuple[Iterable[nn.Parameter], float]], betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW over (parameters, peak rate) groups whose step can be captured: rates are tensors beside the parameters."""
+    made: list[dict[str, Any]] = []
+    for parameters, peak in groups:
+        listed = list(parameters)
+        rate = torch.tensor(peak, device=listed[0].device)
+        made.append({"params": listed, "lr": rate, "peak": peak})
+    capturable = made[0]["params"][0].is_cuda
+    return torch.optim.AdamW(made, betas=betas, weight_decay=0.01, fused=True, capturable=capturable)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` of its peak, in place, so that captured steps see it."""
+    for group in optimizer.param_groups:
+        group["lr"].fill_(group["peak"] * factor)
+
+
+class Replay:
+    """A training step as one CUDA graph: eager a few times, captured once, replayed from then on.
+
+    The step must read and write tensors that stay in place and must not wait for the device. On a CPU, or if `eager`,
+    the step is called as it is.
+    """
+
+    def __init__(self, step: Callable[[], Tensor], device: torch.device, *, eager: bool = False) -> None:
+        self.step = step
+        self.eager = eager or device.type != "cuda"
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.result = torch.empty(0)
+
+    def __call__(self) -> Tensor:
+        """Run one step; its result lies in the same tensor each time once captured."""
+        self.calls += 1
+        if self.eager:
+            return self.step()
+        if self.graph is not None:
+            self.graph.replay()
+            return self.result
+        if self.calls <= EAGER_STEPS_BEFORE_CAPTURE:
+            return self._aside()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = self.step()
+        self.graph.replay()
+        return self.result
+
+    def _aside(self) -> Tensor:
+        """Before a capture work must have run on another stream than the default one."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            result = self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        return result
+
+
+class Average:
+    """An exponential moving average of a module's parameters, which samples better than the last step's weights."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.live = [p.detach() for p in module.parameters()]
+        self.names = [name for name, _ in module.named_parameters()]
+        self.mean = [p.clone() for p in self.live]
+
+    @torch.no_grad()
+    def update(self, *, restart: bool) -> None:
+        """Move towards the parameters, or, early in a run, begin again at them."""
+        if restart:
+            torch._foreach_copy_(self.mean, self.live)
+        else:
+            torch._foreach_lerp_(self.mean, self.live, 1 - self.decay)
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.mean, strict=True))
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        for name, mean in zip(self.names, self.mean, strict=True):
+            mean.copy_(state[name])
+
+
+class LossLog:
+    """A csv of losses by step and second, appended to across resumes."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self.path = path
+        self.names = tuple(names)
+        if not path.exists():
+            self._append(["step", "seconds", *names])
+
+    def write(self, step: int, seconds: float, losses: Tensor) -> list[float]:
+        """Append one row; `losses` (one a name) are copied from the device here."""
+        values: list[float] = losses.tolist()
+        if not all(math.isfinite(value) for value in values):
+            named = ", ".join(f"{name} {value:.3g}" for name, value in zip(self.names, values, strict=True))
+            raise FloatingPointError(f"the losses of step {step} are not finite ({named}); resume with a lower rate")
+        self._append([str(step), f"{seconds:.1f}", *(f"{value:.4f}" for value in values)])
+        return values
+
+    def _append(self, row: Sequence[str]) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerow(row)
+
+
+def save(path: Path, state: dict[str, object]) -> None:
+    """Write a checkpoint so that a run cut short leaves the former one whole."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def export(path: Path, state: dict[str, Tensor]) -> None:
+    """Write weights as they ship: half precision, contiguous, on the CPU, upstream's key names."""
+    half = {k: v.detach().to("cpu", torch.float16 if v.is_floating_point() else v.dtype) for k, v in state.items()}
+    save(path, {k: v.contiguous() for k, v in half.items()})
