@@ -25,7 +25,7 @@ from lighttts.models.section import Section
 from lighttts.models.spec import parse
 from lighttts.models.streaming import Window, chunk_mask
 from training.features import FRAMES_PER_TOKEN, FlowMel
-from training.loop import Average, Clock, LossLog, Replay, adamw, export, rate_factor, save, set_rates
+from training.loop import Average, Clock, LossLog, Replay, adamw, autocast, export, rate_factor, save, set_rates
 from training.speaker_encoder import Listener, SpeakerEncoder
 from training.speech import TokenRows
 
@@ -155,7 +155,7 @@ class Trainer:
         """One update on a fresh batch; losses as `LOSSES`."""
         tokens, mel, voice = self.batch()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with autocast(self.device):
             losses = self.compute(self.model, self.recipe, tokens, mel, voice)
         (losses[0] + self.prior_weight * losses[1]).backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, CLIP, foreach=True)

@@ -59,6 +59,11 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"].fill_(group["peak"] * factor)
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where it is safe, on a GPU; no cache of cast weights, which a captured step must not carry over."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)
+
+
 class Replay:
     """A training step as one CUDA graph: eager a few times, captured once, replayed from then on.
 

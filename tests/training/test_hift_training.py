@@ -1,0 +1,93 @@
+"""The vocoder's trainer: both its stages learn, it resumes where it stopped, and what it writes is a vocoder."""
+
+import argparse
+
+import pytest
+import torch
+
+from lighttts.models.hift import HiFTGenerator
+from lighttts.models.stft import FourierFrames
+from lighttts.models.weights import load_into, load_weights
+from training import hift
+from training.loop import Clock
+
+
+@pytest.fixture
+def trainer(store, spec):
+    return hift.build(argparse.Namespace(spec=spec, store=store, hours=0.01, rows=2, frames=12))
+
+
+def on_one_batch(trainer):
+    """Make every step see the same crops."""
+    batch = trainer.speech.crops(trainer.rows, trainer.frames)
+    trainer.speech.crops = lambda rows, frames: batch
+    return trainer
+
+
+def test_the_matrix_fourier_synthesis_is_the_models_own():
+    spectra = torch.randn(2, 18, 49)
+    torch.testing.assert_close(hift.MatrixFourier(16, 4).synthesise(spectra), FourierFrames(16, 4).synthesise(spectra))
+
+
+def test_spectral_and_pitch_losses_fall_before_the_adversary_comes(trainer):
+    on_one_batch(trainer)
+    losses = []
+    for _ in range(25):
+        trainer.schedule(0.05)
+        losses.append(trainer.warm_step())
+    assert losses[-1][0] < 0.8 * losses[0][0]
+    assert losses[-1][1] < 0.8 * losses[0][1]
+
+
+def test_the_adversarial_stage_trains_both_networks(trainer):
+    on_one_batch(trainer)
+    losses = []
+    for _ in range(8):
+        trainer.schedule(0.5)
+        losses.append(trainer.adversarial_step())
+    assert losses[-1][4] < losses[0][4]
+    without = [n for net in (trainer.model, trainer.judges) for n, p in net.named_parameters() if p.grad is None]
+    assert without == []
+
+
+def test_the_discriminators_loss_does_not_move_the_generator(trainer, monkeypatch):
+    monkeypatch.setattr(trainer, "_update_generator", lambda loss: torch.zeros(()))
+    before = [p.clone() for p in trainer.model.parameters()]
+    trainer.schedule(0.5)
+    trainer.adversarial_step()
+    assert all(p.grad is None for p in trainer.model.parameters())
+    torch.testing.assert_close(list(trainer.model.parameters()), before)
+
+
+def test_the_teachers_pitch_drives_the_source_only_at_first(trainer):
+    trainer.schedule(0.0)
+    assert trainer.teacher_pitch
+    trainer.schedule(0.5)
+    assert not trainer.teacher_pitch
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(trainer, tmp_path):
+    def step():
+        torch.manual_seed(1)
+        trainer.schedule(0.5)
+        return trainer.adversarial_step(), {name: weight.clone() for name, weight in trainer.weights().items()}
+
+    trainer.schedule(0.5)
+    trainer.adversarial_step()
+    path = tmp_path / "checkpoint.pt"
+    torch.save(trainer.state(Clock(1.0, spent=20.0)), path)
+    expected = step()
+    assert trainer.load(path) == pytest.approx(20.0, abs=1.0)
+    torch.testing.assert_close(step(), expected)
+
+
+def test_the_exported_weights_are_a_vocoder_that_runs(trainer, spec, tmp_path):
+    hift.train(trainer, 0.03, tmp_path, eager=False)
+    model = HiFTGenerator(hift.read_config(spec))
+    load_into(model, load_weights(tmp_path / "hift.pt"), "hift.pt")
+    with torch.inference_mode():
+        audio, pitch = model.eval()(torch.randn(1, 20, 80) - 4, torch.randn(1, 20 * 480))
+    assert audio.shape == (1, 20 * 480)
+    assert pitch.shape == (1, 20)
+    assert audio.isfinite().all()
+    assert (tmp_path / "hift.csv").read_text().startswith("step,seconds,spectral,pitch")
