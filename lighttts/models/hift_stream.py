@@ -1,0 +1,148 @@
+"""Streaming vocoder: mel in hops to audio in hops.
+
+HiFT's convolutions look to both sides, so a hop's last frames are computed without what follows them. As upstream's
+`token2wav` does, those `OVERLAP` frames are held back, computed again with the next hop, and cross-faded with a Hamming
+window; the excitation of the frames held back is kept, so that both versions ring on the same source. A request's
+state is a value of its own; the model holds none.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lighttts.models.hift import HiFTGenerator
+from lighttts.models.rng import Stream, normal
+from lighttts.models.source import Onset
+
+OVERLAP = 8
+"""Mel frames held back at the end of a hop."""
+
+
+@dataclass(frozen=True)
+class VocoderState:
+    """What is held back of one request. Immutable.
+
+    `mel`: (OVERLAP, bins); `source`, `audio`: (OVERLAP x samples a frame,); `phase`: (harmonics + 1,) float64, where
+    the excitation stopped; `first`: frame of the request that `mel` starts with.
+    """
+
+    mel: Tensor
+    source: Tensor
+    audio: Tensor
+    phase: Tensor
+    first: int
+
+
+@dataclass(frozen=True)
+class VocoderHop:
+    """New mel frames of one request, `mel` (frames, bins): at least 2, and more than `OVERLAP` unless `final`.
+
+    `seed` keys the noise of the excitation, whose phase goes on from hop to hop. With None there is no noise and the
+    phase starts anew with each hop: upstream's vocoder with its random numbers set to zero, for comparison with it.
+    """
+
+    state: VocoderState | None
+    mel: Tensor
+    final: bool
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class VocoderResult:
+    """`audio`: float32 (samples,), the samples that follow those of the last hop. `state` is None after the last."""
+
+    audio: Tensor
+    state: VocoderState | None
+
+
+def vocode(model: HiFTGenerator, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
+    """Audio of each hop, in the order of `hops`.
+
+    Hops of one length are computed together. Different lengths are not padded to one: the convolutions would carry
+    the padding into the audio.
+    """
+    groups: dict[tuple[int, bool, bool], list[int]] = defaultdict(list)
+    for index, hop in enumerate(hops):
+        held = 0 if hop.state is None else OVERLAP
+        groups[held + hop.mel.size(0), held > 0, hop.seed is None].append(index)
+    results: dict[int, VocoderResult] = {}
+    for members in groups.values():
+        results.update(zip(members, _vocode_even(model, [hops[index] for index in members]), strict=True))
+    return [results[index] for index in range(len(hops))]
+
+
+def _vocode_even(model: HiFTGenerator, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
+    states = [hop.state for hop in hops if hop.state is not None]
+    mel = torch.stack([hop.mel for hop in hops])
+    if states:
+        mel = torch.cat([torch.stack([state.mel for state in states]), mel], dim=1)
+    f0 = model.pitch(mel)
+    source, phases = _excite(model, f0, hops, states)
+    audio = model.decode(mel, source)
+    held = OVERLAP * model.config.source.frame
+    if states:
+        faded = _cross_fade(torch.stack([state.audio for state in states]), audio[:, :held])
+        audio = torch.cat([faded, audio[:, held:]], dim=1)
+    results = []
+    for row, hop in enumerate(hops):
+        if hop.final:
+            results.append(VocoderResult(audio[row], None))
+            continue
+        state = VocoderState(
+            mel=mel[row, -OVERLAP:].clone(),
+            source=source[row, -held:].clone(),
+            audio=audio[row, -held:].clone(),
+            phase=phases[row].clone(),
+            first=_first(hop) + mel.size(1) - OVERLAP,
+        )
+        results.append(VocoderResult(audio[row, :-held], state))
+    return results
+
+
+def _first(hop: VocoderHop) -> int:
+    return 0 if hop.state is None else hop.state.first
+
+
+def _excite(
+    model: HiFTGenerator, f0: Tensor, hops: Sequence[VocoderHop], states: Sequence[VocoderState]
+) -> tuple[Tensor, Tensor]:
+    """Excitation (rows, samples), what was held back first, and its last phase (rows, harmonics + 1)."""
+    phases = torch.zeros(len(hops), model.config.source.harmonics + 1, dtype=torch.float64, device=f0.device)
+    seeds = [hop.seed for hop in hops if hop.seed is not None]
+    if seeds:
+        if states:
+            phases = torch.stack([state.phase for state in states])
+        onset = Onset(phases, OVERLAP if states else 0)
+        source, phases = model.m_source.onwards(f0, _noise(model, f0, seeds, [_first(hop) for hop in hops]), onset)
+    else:
+        source = model.m_source(f0, None)
+    if states:
+        held = torch.stack([state.source for state in states])
+        source = torch.cat([held, source[:, held.size(1) :]], dim=1)
+    return source, phases
+
+
+def _noise(model: HiFTGenerator, f0: Tensor, seeds: Sequence[int], firsts: Sequence[int]) -> Tensor:
+    """The noise of each row's samples (rows, samples), numbered from the request's first sample."""
+    frame = model.config.source.frame
+    keys = torch.tensor([_as_int64(seed) for seed in seeds], device=f0.device)[:, None]
+    starts = torch.tensor(firsts, device=f0.device)[:, None] * frame
+    return normal(keys, starts + torch.arange(f0.size(1) * frame, device=f0.device), Stream.VOCODER_NOISE)
+
+
+def _as_int64(seed: int) -> int:
+    """The int64 that has the bits of a seed of up to 64 bits."""
+    seed &= (1 << 64) - 1
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+def _cross_fade(old: Tensor, new: Tensor) -> Tensor:
+    """`old` fading out under `new` fading in, with the two halves of a Hamming window."""
+    window = torch.hamming_window(2 * new.size(1), periodic=False, dtype=torch.float64, device=new.device).to(new.dtype)
+    fade_in, fade_out = window.chunk(2)
+    return new * fade_in + old * fade_out
