@@ -1,0 +1,165 @@
+"""CosyVoice2's language model: text tokens in, speech tokens out (Du et al. 2024, arXiv:2412.10117).
+
+Follows upstream's `cosyvoice/llm/llm.py: Qwen2LM`. A sequence is `[sos, prompt text + text, task id, prompt speech,
+speech]`; the head predicts the next speech token or one of the stop tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from lighttts.errors import ModelError
+from lighttts.models.directory import QWEN_CONFIG, ModelDirectory
+from lighttts.models.qwen2 import CausalAttend, Qwen2, Qwen2Config, Rotation, initialise, rotary_table
+from lighttts.models.sampling import Sampling
+from lighttts.models.section import Section
+from lighttts.models.weights import load_into
+
+MIN_SPEECH_PER_TEXT = 2
+"""Speech tokens a text token before which the end of speech is not accepted, as in upstream's inference."""
+MAX_SPEECH_PER_TEXT = 20
+"""Speech tokens a text token at which generation ends, as in upstream's inference."""
+
+_TASK_TOKENS = 2
+_STOP_TOKENS = 3
+_UNUSED_WEIGHTS = frozenset({"llm.model.lm_head.weight"})
+"""Published with the Qwen2 model, but nothing predicts text tokens."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids of everything a sequence is made of, in one numbering: text, then task tokens, then speech.
+
+    Speech ids proper are those of the speech tokenizer, 0..speech-1; the head gives them and the `stops` after them.
+    """
+
+    text: int
+    """Number of text tokens."""
+    task: int
+    """Number of task tokens with an embedding of their own."""
+    speech: int
+    """Number of speech tokens proper."""
+    stops: int
+    """Number of ids after them that end a sequence; the first is the end of speech."""
+    sos: int
+    """Sequence id of the start."""
+    task_id: int
+    """Sequence id between text and speech."""
+
+    @property
+    def speech_offset(self) -> int:
+        """Sequence id of speech token 0."""
+        return self.text + self.task
+
+    @property
+    def end_of_speech(self) -> int:
+        """The id of the head that is excluded until the minimum length is reached."""
+        return self.speech
+
+    def sequence(self, text: npt.ArrayLike, speech: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Sequence ids of `[sos, text, task id, speech]` for text token ids and speech token ids."""
+        speech_ids = np.asarray(speech, np.int64) + self.speech_offset
+        return np.concatenate([[self.sos], np.asarray(text, np.int64), [self.task_id], speech_ids])
+
+
+class SpeechLM(nn.Module):
+    """A Qwen2 body with embeddings for task and speech tokens and a head over speech and stop tokens."""
+
+    def __init__(self, config: Qwen2Config, vocabulary: Vocabulary, sampling: Sampling) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = vocabulary
+        self.sampling = sampling
+        speech = vocabulary.speech + vocabulary.stops
+        # The nesting gives the published names, llm.model.model.*: a wrapper around Qwen2ForCausalLM around Qwen2.
+        self.llm = nn.ModuleDict({"model": nn.ModuleDict({"model": Qwen2(config)})})
+        self.llm_embedding = nn.Embedding(vocabulary.task, config.width)
+        self.speech_embedding = nn.Embedding(speech, config.width)
+        self.llm_decoder = nn.Linear(config.width, speech)
+        initialise(self, config.init_std)
+
+    @property
+    def body(self) -> Qwen2:
+        wrapper = self.llm["model"]
+        assert isinstance(wrapper, nn.ModuleDict)
+        body = wrapper["model"]
+        assert isinstance(body, Qwen2)
+        return body
+
+    @property
+    def device(self) -> torch.device:
+        return self.llm_decoder.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.llm_decoder.weight.dtype
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings [..., width] of sequence ids [...]."""
+        text, task = self.vocabulary.text, self.vocabulary.speech_offset
+        as_text = self.body.embed_tokens(ids.clamp(max=text - 1))
+        as_task = self.llm_embedding((ids - text).clamp(0, self.vocabulary.task - 1))
+        as_speech = self.speech_embedding((ids - task).clamp(min=0))
+        chosen = ids.unsqueeze(-1)
+        return torch.where(chosen < text, as_text, torch.where(chosen < task, as_task, as_speech))
+
+    def rotary_table(self, length: int) -> Tensor:
+        """See `lighttts.models.qwen2.rotary_table`, on the model's device and in its dtype."""
+        return rotary_table(self.config, length, self.device, self.dtype)
+
+    def forward(self, embedded: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits [batch, time, speech + stops] over the next token at each position.
+
+        `embedded` [batch, time, width] from `embed`, sequences padded at the end; `mask` bool [batch, time] is True at
+        real positions. Without a mask the padding is attended to by padding only, which is the same for real positions.
+        """
+        cosine, sine = self.rotary_table(embedded.shape[1])
+        logits: Tensor = self.llm_decoder(self.body(embedded, Rotation(cosine, sine), CausalAttend(mask)))
+        return logits
+
+
+def _cosyvoice2_vocabulary(config: Qwen2Config, llm: Section) -> Vocabulary:
+    return Vocabulary(
+        text=config.vocabulary,
+        task=_TASK_TOKENS,
+        speech=llm.integer("speech_token_size"),
+        stops=_STOP_TOKENS,
+        sos=config.vocabulary,
+        task_id=config.vocabulary + 1,
+    )
+
+
+_VOCABULARIES = {"Qwen2LM": _cosyvoice2_vocabulary}
+"""What the class named by the yaml's `llm` numbers its sequences by."""
+
+
+def build_llm(directory: ModelDirectory) -> SpeechLM:
+    """The language model that a directory's yaml and Qwen2 configuration describe, with fresh parameters."""
+    llm = directory.settings.section("llm")
+    config = Qwen2Config.read(directory.qwen_config())
+    if llm.class_name not in _VOCABULARIES:
+        known = " or ".join(_VOCABULARIES)
+        raise ModelError(f"{llm.name}: llm is a {llm.class_name or 'plain mapping'}; a model with {known} is needed.")
+    for key in ("llm_input_size", "llm_output_size"):
+        if llm.integer(key) != config.width:
+            raise ModelError(
+                f"{llm.name}: llm.{key} is {llm.integer(key)} but {QWEN_CONFIG} has a hidden_size of {config.width}; "
+                "the two files are not of one model."
+            )
+    return SpeechLM(config, _VOCABULARIES[llm.class_name](config, llm), Sampling.read(llm.section("sampling")))
+
+
+def load_llm(directory: ModelDirectory, device: torch.device, dtype: torch.dtype = torch.float32) -> SpeechLM:
+    """The published language model of a directory on `device` in `dtype`, set to evaluate. Raises `ModelError`."""
+    with torch.device("meta"):
+        model = build_llm(directory).to(dtype)
+    weights = directory.load_weights("llm.pt", keep_half=True)
+    model.to_empty(device=device)
+    used = {name: tensor for name, tensor in weights.items() if name not in _UNUSED_WEIGHTS}
+    load_into(model, used, str(directory.root / "llm.pt"))
+    return model.eval()
