@@ -34,14 +34,16 @@ class TextTokenizer:
         byte, without which some text would vanish.
         """
         self._size = embedding_size
+        configured = _configured(folder / "tokenizer_config.json")
         self._tokenizer = _byte_level_bpe(folder)
+        _check_merges(folder, self._tokenizer, configured)
         words = self._tokenizer.get_vocab_size()
         if words > embedding_size:
             raise ModelError(
                 f"{folder / 'vocab.json'} has {words} entries but the model embeds {embedding_size}; "
                 "the two are not of one model: restore the published files."
             )
-        added = [*_configured(folder / "tokenizer_config.json"), *marks(version)]
+        added = [*configured, *marks(version)]
         self._tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in added])
 
     def encode(self, text: str, field: str = "text") -> npt.NDArray[np.int32]:
@@ -80,6 +82,15 @@ def _byte_level_bpe(folder: Path) -> Tokenizer:
         ]
     )
     return tokenizer
+
+
+def _check_merges(folder: Path, tokenizer: Tokenizer, special: list[str]) -> None:
+    """Every word longer than a byte comes of a merge: fewer merges than that mean a file that was cut off."""
+    merges = folder / "merges.txt"
+    lines = [line for line in merges.read_text("utf-8").split("\n") if line and not line.startswith("#version")]
+    merged = tokenizer.get_vocab_size() - 256 - sum(tokenizer.token_to_id(token) is not None for token in special)
+    if len(lines) < merged:
+        raise ModelError(f"{merges} has {len(lines)} merges for {merged} words of vocab.json; restore both files.")
 
 
 def _configured(path: Path) -> list[str]:
