@@ -1,0 +1,9 @@
+"""The LightTTS client library: speech from text by way of a running broker.
+
+Needs nothing but pyzmq, msgpack and numpy. Errors are the classes of `lighttts.errors`.
+"""
+
+from lighttts.client.aio import AsyncClient, AsyncSynthesis
+from lighttts.client.sync import DEFAULT_BROKER, Client, Synthesis
+
+__all__ = ["DEFAULT_BROKER", "AsyncClient", "AsyncSynthesis", "Client", "Synthesis"]

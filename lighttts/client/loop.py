@@ -1,0 +1,174 @@
+"""The client's one IO thread: runs the reactor around the pure `Session` and hands events to those who wait.
+
+Fork safety: a ZeroMQ context does not survive a fork. Start processes with `spawn` and make a client in each.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from lighttts import __version__
+from lighttts.client.events import FINAL, Deliver, Event, Failed, Key, Send
+from lighttts.client.session import Session
+from lighttts.client.stream import Timeouts
+from lighttts.errors import Cancelled, InternalError, LightTTSError, Unavailable
+from lighttts.transport.reactor import Reactor
+from lighttts.transport.schema import Buffer
+from lighttts.transport.transport import NO_TARGET, Delivery, Sockets
+from lighttts.transport.watch import Connection, connection_event
+from lighttts.transport.wire import GetStatus, Hello, ListVoices, Synth, encode
+
+RETRY_SEND = 0.01
+"""Seconds until another try when the socket takes nothing more."""
+
+
+class Sink(Protocol):
+    """Where the events of one request or query go; `put` is called in the IO thread."""
+
+    def put(self, event: Event) -> None: ...
+
+
+class ClientLoop:
+    """The connection of one client to the broker at `endpoint`. All methods may be called from any thread.
+
+    Raises `ConfigError` when `endpoint` is not an address.
+    """
+
+    def __init__(self, endpoint: str, timeouts: Timeouts) -> None:
+        hello = Hello(client=f"{socket.gethostname()[:64]}:{os.getpid()}", software=f"lighttts-client/{__version__}")
+        self._session = Session(endpoint, timeouts, hello)
+        self._sinks: dict[Key, Sink] = {}
+        self._outbox: deque[list[Buffer]] = deque()
+        self._pid = os.getpid()
+        self._sockets = Sockets()
+        try:
+            self._link, self._watch = self._sockets.watched_dealer(endpoint)
+        except BaseException:
+            self._sockets.close()
+            raise
+        self._reactor = Reactor()
+        self._reactor.add(self._link, self._received)
+        self._reactor.add(self._watch, self._connection_changed)
+        # Re-entrant: the garbage collector may call `cancel` in a thread that is inside `_post`.
+        self._gate = threading.RLock()
+        self._open = True
+        self._running = True
+        self._thread = threading.Thread(target=self._run, name="lighttts-client", daemon=True)
+        self._thread.start()
+
+    def open(self, synth: Synth, sink: Sink) -> None:
+        """Begins a request. Raises `Unavailable` when the client is closed or belongs to another process."""
+        self._begin(synth.request_id, sink, lambda: self._session.open(synth, time.monotonic()))
+
+    def query(self, kind: type[ListVoices] | type[GetStatus], sink: Sink) -> None:
+        """Asks for voices or status. Raises `Unavailable` as `open` does."""
+        key = self._session.new_key()
+        self._begin(key, sink, lambda: self._session.query(kind, key, time.monotonic()))
+
+    def consumed(self, request_id: str) -> None:
+        """One chunk has been taken."""
+        self._post(lambda: self._session.consumed(request_id, time.monotonic()))
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request early. Idempotent, also after `close`."""
+        self._post(lambda: self._session.cancel(request_id, time.monotonic()))
+
+    def close(self) -> None:
+        """Cancels everything, lets the last messages leave (at most a second), ends the thread. Idempotent."""
+        self._post(self._stop)
+        with self._gate:
+            self._open = False
+        if threading.current_thread() is not self._thread and self._pid == os.getpid():
+            self._thread.join()
+
+    def close_with(self, owner: object) -> None:
+        """Closes when `owner` is garbage, and at the end of the program."""
+        weakref.finalize(owner, self.close)
+
+    def cancel_with(self, owner: object, request_id: str) -> None:
+        """Cancels a request when `owner` is garbage."""
+        weakref.finalize(owner, self.cancel, request_id)
+
+    def _begin(self, key: Key, sink: Sink, call: Callable[[], None]) -> None:
+        if self._pid != os.getpid():
+            text = "a client does not survive a fork: start processes with 'spawn' and make a client in each"
+            raise Unavailable(text, retryable=False)
+        with self._gate:
+            self._sinks[key] = sink
+            if not self._post(call):
+                del self._sinks[key]
+                raise Unavailable("the client is closed: make a new one", retryable=False)
+
+    def _post(self, call: Callable[[], None]) -> bool:
+        with self._gate:
+            if not self._open or self._pid != os.getpid():
+                return False
+            self._reactor.post(call)
+            return True
+
+    # ---- in the IO thread ----
+
+    def _run(self) -> None:
+        end: LightTTSError = Cancelled("the client was closed")
+        try:
+            while self._running:
+                self._reactor.turn(self._patience())
+                self._session.tick(time.monotonic())
+                self._execute()
+        except Exception as error:
+            end = InternalError(f"the client failed: {type(error).__name__}: {error}")
+            end.__cause__ = error
+        with self._gate:
+            self._open = False
+        # Whoever still waits, also for what was posted too late, is told.
+        for sink in self._sinks.values():
+            sink.put(Failed(end))
+        self._sinks.clear()
+        self._reactor.close()
+        self._sockets.close()
+
+    def _stop(self) -> None:
+        self._session.close(time.monotonic())
+        self._running = False
+
+    def _received(self, peer: bytes, frames: list[bytes]) -> None:
+        self._session.received(frames, time.monotonic())
+
+    def _connection_changed(self, peer: bytes, frames: list[bytes]) -> None:
+        if connection_event(frames) is Connection.MADE:
+            self._session.connected(time.monotonic())
+            return
+        for _, last in self._link.receive(self._link.socket.rcvhwm):
+            self._session.received(last, time.monotonic())
+        self._outbox.clear()
+        self._session.disconnected(time.monotonic())
+
+    def _patience(self) -> float | None:
+        if self._outbox:
+            return RETRY_SEND
+        due = self._session.next_due()
+        return None if due == float("inf") else max(0.0, due - time.monotonic())
+
+    def _execute(self) -> None:
+        for instruction in self._session.take():
+            if isinstance(instruction, Send):
+                self._outbox.append(encode(instruction.message))
+            else:
+                self._deliver(instruction)
+        while self._outbox and self._link.send(NO_TARGET, self._outbox[0]) is Delivery.SENT:
+            self._outbox.popleft()
+
+    def _deliver(self, instruction: Deliver) -> None:
+        sink = self._sinks.get(instruction.key)
+        if sink is None:
+            return
+        if isinstance(instruction.event, FINAL):
+            del self._sinks[instruction.key]
+        sink.put(instruction.event)

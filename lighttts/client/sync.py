@@ -1,0 +1,173 @@
+"""`Client`: the blocking face, for scripts and threads."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from typing import TypeVar
+
+from lighttts.client.events import Answered, Chunk, Event, Failed
+from lighttts.client.loop import ClientLoop
+from lighttts.client.receipt import Receipt
+from lighttts.client.request import Output, Prompt, SampleFormat, make_synth
+from lighttts.client.stream import Timeouts
+from lighttts.errors import ProtocolError
+from lighttts.transport.wire import GetStatus, ListVoices, Status, Synth, Voices
+
+DEFAULT_BROKER = "tcp://127.0.0.1:5570"
+
+Answer = TypeVar("Answer", Voices, Status)
+
+
+class Client:
+    """A connection to a LightTTS broker; use it in as many threads and for as many requests at once as you like.
+
+        with Client() as client:
+            for chunk in client.synthesize("Hello there."):
+                play(chunk)                                   # float32 samples in -1..1, as they are made
+
+    `timeout`: seconds without anything new of a request; `connect_timeout`: seconds until a broker answers. The
+    connection is made in the background: an absent broker is reported by the first call that needs it.
+    A client does not survive a fork: start processes with `spawn` and make a client in each.
+
+    Raises `ConfigError` when `broker` is not an address.
+    """
+
+    def __init__(self, broker: str = DEFAULT_BROKER, *, timeout: float = 60.0, connect_timeout: float = 5.0) -> None:
+        self._loop = ClientLoop(broker, Timeouts(connect=connect_timeout, chunk=timeout))
+        self._loop.close_with(self)
+
+    def synthesize(
+        self,
+        text: str,
+        voice: str | None = None,
+        prompt: Prompt | None = None,
+        prompt_text: str = "",
+        *,
+        seed: int | None = None,
+        speed: float = 1.0,
+        output: Output = "audio",
+        format: SampleFormat = "f32",
+        deadline: float | None = None,
+    ) -> Synthesis:
+        """Asks for `text` to be spoken; returns at once, chunks are read from the result.
+
+        voice: a preset voice's name (see `voices`); without voice and prompt the broker's first one.
+        prompt: speech to clone the voice of: an audio file's path, bytes or open binary file, at most 16 MiB.
+        prompt_text: what is said in the prompt (zero-shot); empty clones without it (cross-lingual).
+        seed: 0 to 2**63-1; the same seed and text give the same audio. None: a random one, see `Synthesis.seed`.
+        speed: 0.5 to 2.0.
+        output: "audio": samples (n,) float32 or, with format="s16", int16; "mel": log-mel frames (n, 80) float32, 50
+            a second; "tokens": speech tokens (n,) int32, 25 a second.
+        deadline: seconds for the whole request.
+
+        Raises `InvalidInput` here; every other error where the chunks are read.
+        """
+        synth = make_synth(
+            text,
+            voice=voice,
+            prompt=prompt,
+            prompt_text=prompt_text,
+            seed=seed,
+            speed=speed,
+            output=output,
+            format=format,
+            deadline=deadline,
+        )
+        return Synthesis(self, self._loop, synth)
+
+    def voices(self) -> tuple[str, ...]:
+        """The names of the preset voices that can be asked for now. Raises `Unavailable`."""
+        return self._query(ListVoices, Voices).names
+
+    def status(self) -> Status:
+        """What the broker is doing, and its workers. Raises `Unavailable`."""
+        return self._query(GetStatus, Status)
+
+    def close(self) -> None:
+        """Cancels what is in progress and closes the connection. Idempotent."""
+        self._loop.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _query(self, kind: type[ListVoices] | type[GetStatus], answer: type[Answer]) -> Answer:
+        mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._loop.query(kind, mailbox)
+        event = mailbox.get()
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Answered) and isinstance(event.message, answer):
+            return event.message
+        raise ProtocolError(f"the broker answered {kind.__name__} with something else")
+
+
+class Synthesis:
+    """Speech on its way: an iterator of chunks (read-only arrays) in order, each exactly once.
+
+    Leaving a `with`, `close`, and dropping it before its end cancel the request. At most a window of chunks waits here:
+    who does not read stops the broker, not the memory. For one thread at a time.
+    """
+
+    def __init__(self, client: Client, loop: ClientLoop, synth: Synth) -> None:
+        self._client = client
+        self._loop = loop
+        self._receipt = Receipt(synth)
+        self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        loop.open(synth, self._mailbox)
+        loop.cancel_with(self, synth.request_id)
+
+    @property
+    def request_id(self) -> str:
+        """The request's id, as in the broker's log."""
+        return self._receipt.request_id
+
+    @property
+    def seed(self) -> int:
+        """The seed that makes this audio again."""
+        return self._receipt.seed
+
+    @property
+    def tokens(self) -> int:
+        """Speech tokens (25 a second) behind the chunks taken so far; after the end, of the whole request."""
+        return self._receipt.tokens
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples a second; waits until the request is admitted. Raises what ended the request before."""
+        self._receipt.check()
+        while self._receipt.rate is None:
+            self._receipt.take(self._mailbox.get())
+        return self._receipt.rate
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        self._receipt.check()
+        while not self._receipt.over:
+            chunk = self._receipt.take(self._mailbox.get())
+            if chunk is not None:
+                self._loop.consumed(self.request_id)
+                return chunk
+        raise StopIteration
+
+    def audio(self) -> Chunk:
+        """All chunks not taken yet, in one array: samples (n,), or mel frames or tokens if those were asked for."""
+        return self._receipt.joined([*self])
+
+    def close(self) -> None:
+        """Cancels the request if it is not over; reading on raises `Cancelled`. Idempotent, from any thread."""
+        if self._receipt.cancelled():
+            self._loop.cancel(self.request_id)
+
+    cancel = close
+
+    def __enter__(self) -> Synthesis:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

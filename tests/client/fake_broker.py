@@ -1,0 +1,223 @@
+"""A broker of real sockets that answers as the protocol says, unless a test scripts it otherwise."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from lighttts.transport.reactor import Reactor
+from lighttts.transport.transport import Delivery, Sockets
+from lighttts.transport.wire import (
+    Accepted,
+    Audio,
+    Cancel,
+    Credit,
+    End,
+    EndAck,
+    Error,
+    GetStatus,
+    Hello,
+    ListVoices,
+    Mel,
+    Message,
+    Status,
+    Synth,
+    Tokens,
+    Voices,
+    Welcome,
+    WorkerStatus,
+    decode,
+    encode,
+)
+
+RATE = 24000
+M = TypeVar("M", bound=Message)
+Handler = Callable[["FakeBroker", bytes, Message], None]
+DEADLINE = 10.0
+
+
+def chunk_of(synth: Synth, number: int) -> np.ndarray:
+    """The `number`th chunk that the fake speaks for a request: a function of seed and number."""
+    rng = np.random.default_rng([synth.seed % 2**32, number])
+    if synth.output == "mel":
+        return rng.standard_normal((50, 80)).astype(np.float16 if number % 2 else np.float32)
+    if synth.output == "tokens":
+        return rng.integers(0, 6561, 25, dtype=np.int32)
+    wave = rng.uniform(-0.5, 0.5, 480)
+    return (wave * 32767).astype(np.int16) if synth.sample_type == "s16" else wave.astype(np.float32)
+
+
+def frame_of(synth: Synth, number: int, *, seq: int | None = None, first: int | None = None) -> Message:
+    """The message of that chunk; `seq` and `first` (sample or mel frame) can be made wrong."""
+    data = chunk_of(synth, number)
+    seq = number if seq is None else seq
+    common = {"request_id": synth.request_id, "attempt": 0, "epoch": 1, "seq": seq, "sentence": 0, "last": False}
+    if synth.output == "tokens":
+        return Tokens(**common, final=False, tokens=data)
+    start = number * len(data) if first is None else first
+    if synth.output == "mel":
+        return Mel(**common, first_frame=start, tokens=25 * (number + 1), mel=data)
+    return Audio(**common, first_sample=start, tokens=25 * (number + 1), samples=data)
+
+
+@dataclass
+class Served:
+    """A request that the fake streams as credit allows."""
+
+    peer: bytes
+    synth: Synth
+    credit: int
+    sent: int = 0
+
+
+class FakeBroker:
+    """Serves `chunks` chunks a request in a thread of its own. `script` replaces the answer to a type of message."""
+
+    def __init__(
+        self,
+        endpoint: str = "tcp://127.0.0.1:0",
+        *,
+        chunks: int = 4,
+        voices: tuple[str, ...] = ("heart", "june"),
+        max_credit: int = 256,
+        script: dict[type[Message], Handler] | None = None,
+    ) -> None:
+        self.chunks = chunks
+        self.voices = voices
+        self.max_credit = max_credit
+        self.received: list[Message] = []
+        self.serving: dict[str, Served] = {}
+        self._handlers: dict[type[Message], Handler] = {**HANDLERS, **(script or {})}
+        self._heard = threading.Condition()
+        self._sockets = Sockets()
+        self._router = self._sockets.router(endpoint)
+        self.endpoint = self._router.endpoint
+        self._reactor = Reactor()
+        self._reactor.add(self._router, self._receive)
+        self._thread = threading.Thread(target=self._reactor.run, name="fake-broker", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> FakeBroker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Closes everything. Idempotent."""
+        if self._thread.is_alive():
+            self._reactor.stop()
+            self._thread.join(DEADLINE)
+            self._sockets.close()
+            self._reactor.close()
+
+    def wait_for(self, kind: type[M], count: int = 1) -> M:
+        """The `count`th message of a type, waiting for it."""
+        with self._heard:
+            assert self._heard.wait_for(lambda: len(self.all(kind)) >= count, DEADLINE), f"no {kind.__name__} came"
+            return self.all(kind)[count - 1]
+
+    def all(self, kind: type[M]) -> list[M]:
+        """The messages of a type so far."""
+        return [message for message in self.received if isinstance(message, kind)]
+
+    def do(self, call: Callable[[], None]) -> None:
+        """Runs `call` in the broker's thread."""
+        self._reactor.post(call)
+
+    def send(self, peer: bytes, message: Message) -> None:
+        """Sends to one client, if it is still there."""
+        self.send_raw(peer, encode(message))
+
+    def send_raw(self, peer: bytes, frames: list[bytes]) -> None:
+        """Sends frames as they are."""
+        assert self._router.send(peer, frames) is not Delivery.FULL
+
+    def pump(self, served: Served) -> None:
+        """Sends what credit allows, and `End` after the last chunk."""
+        while served.credit and served.sent < self.chunks:
+            self.send(served.peer, frame_of(served.synth, served.sent))
+            served.sent += 1
+            served.credit -= 1
+        if served.sent == self.chunks:
+            served.sent += 1
+            self.send(served.peer, End(served.synth.request_id, self.chunks, 25 * self.chunks, 1))
+
+    def _receive(self, peer: bytes, frames: list[bytes]) -> None:
+        message = decode(frames)
+        handler = self._handlers.get(type(message))
+        if handler:
+            handler(self, peer, message)
+        with self._heard:
+            self.received.append(message)
+            self._heard.notify_all()
+
+
+def welcome(broker: FakeBroker, peer: bytes, message: Hello) -> None:
+    broker.send(peer, Welcome("fake", "fake/1", 20_000, broker.max_credit))
+
+
+def serve(broker: FakeBroker, peer: bytes, message: Synth) -> None:
+    broker.send(peer, Accepted(message.request_id, RATE))
+    broker.serving[message.request_id] = served = Served(peer, message, message.credit)
+    broker.pump(served)
+
+
+def accept_only(broker: FakeBroker, peer: bytes, message: Synth) -> None:
+    broker.send(peer, Accepted(message.request_id, RATE))
+
+
+def refuse(code: str, text: str, **more: object) -> Handler:
+    """A handler that ends every request with an error."""
+
+    def handler(broker: FakeBroker, peer: bytes, message: Synth) -> None:
+        row = {"field": "", "retryable": False, "retry_after_ms": 0, **more}
+        broker.send(peer, Error(message.request_id, code, text, **row))
+
+    return handler
+
+
+def silent(broker: FakeBroker, peer: bytes, message: Message) -> None:
+    """Takes the message and says nothing."""
+
+
+def _more_credit(broker: FakeBroker, peer: bytes, message: Credit) -> None:
+    served = broker.serving.get(message.request_id)
+    if served:
+        served.credit += message.frames
+        broker.pump(served)
+
+
+def _cancelled(broker: FakeBroker, peer: bytes, message: Cancel) -> None:
+    broker.serving.pop(message.request_id, None)
+    broker.send(peer, Error(message.request_id, "cancelled", "cancelled by the client", "", False, 0))
+
+
+def _voices(broker: FakeBroker, peer: bytes, message: ListVoices) -> None:
+    broker.send(peer, Voices(message.query_id, RATE, broker.voices))
+
+
+def _status(broker: FakeBroker, peer: bytes, message: GetStatus) -> None:
+    rows = tuple(
+        WorkerStatus(f"{stage}-1", stage, "nano", "ready", 4, 0, 12.0, 0.5) for stage in ("encode", "llm", "decode")
+    )
+    broker.send(peer, Status(message.query_id, "fake", "memory", 12.0, 0, len(broker.serving), 3, 1, rows))
+
+
+def _forget(broker: FakeBroker, peer: bytes, message: EndAck) -> None:
+    broker.serving.pop(message.request_id, None)
+
+
+HANDLERS: dict[type[Message], Handler] = {
+    Hello: welcome,
+    Synth: serve,
+    Credit: _more_credit,
+    Cancel: _cancelled,
+    EndAck: _forget,
+    ListVoices: _voices,
+    GetStatus: _status,
+}

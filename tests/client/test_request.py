@@ -1,0 +1,80 @@
+"""What a caller may ask for, and the sentence when it is wrong."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from lighttts.client import DEFAULT_BROKER
+from lighttts.client.request import make_synth, read_prompt
+from lighttts.config import BrokerConfig
+from lighttts.errors import InvalidInput
+from lighttts.transport.wire import MAX_PROMPT_AUDIO, MAX_TEXT, Synth
+
+
+def make(text: str = "Hello.", **changes: object) -> Synth:
+    options: dict[str, object] = {
+        "voice": None,
+        "prompt": None,
+        "prompt_text": "",
+        "seed": 1,
+        "speed": 1.0,
+        "output": "audio",
+        "format": "f32",
+        "deadline": None,
+    }
+    return make_synth(text, **{**options, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"text": ""}, "text"),
+        ({"text": " \n\t "}, "text"),
+        ({"text": "caf\udce9"}, "text"),
+        ({"text": "x" * (MAX_TEXT + 1)}, "text"),
+        ({"voice": "heart", "prompt": b"RIFF"}, "voice"),
+        ({"voice": "v" * 129}, "voice"),
+        ({"prompt_text": "said"}, "prompt_text"),
+        ({"prompt": b"RIFF", "prompt_text": "\udcff"}, "prompt_text"),
+        ({"prompt": b""}, "prompt"),
+        ({"prompt": bytes(MAX_PROMPT_AUDIO + 1)}, "prompt"),
+        ({"prompt": "no/such/file.wav"}, "prompt"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"speed": 0.4}, "speed"),
+        ({"speed": float("nan")}, "speed"),
+        ({"output": "video"}, "output"),
+        ({"format": "u8"}, "sample_type"),
+        ({"deadline": 0.0}, "deadline"),
+        ({"deadline": float("inf")}, "deadline"),
+        ({"deadline": 1e9}, "deadline_ms"),
+    ],
+)
+def test_what_is_wrong_is_refused_at_once_naming_the_field(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        make(**changes)
+    assert caught.value.field == field
+    assert "Synth" not in caught.value.text
+
+
+def test_a_prompt_is_read_from_path_bytes_or_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.wav"
+    path.write_bytes(b"RIFF1234")
+    assert read_prompt(path) == read_prompt(str(path)) == read_prompt(b"RIFF1234") == b"RIFF1234"
+    assert read_prompt(io.BytesIO(b"RIFF1234")) == b"RIFF1234"
+
+
+def test_an_endless_prompt_file_is_read_no_further_than_the_limit() -> None:
+    with open("/dev/zero", "rb") as endless, pytest.raises(InvalidInput, match="16 MiB"):
+        read_prompt(endless)
+
+
+def test_two_requests_have_different_ids() -> None:
+    assert make().request_id != make().request_id
+
+
+def test_the_default_broker_is_the_one_the_configuration_starts() -> None:
+    assert BrokerConfig().clients == DEFAULT_BROKER

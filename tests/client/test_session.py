@@ -1,0 +1,459 @@
+"""The client's core without sockets: what it sends and what it tells its callers, message by message."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lighttts.client.events import Answered, Arrived, Deliver, Event, Failed, Finished, Send, Started
+from lighttts.client.session import LOST_AFTER, PING_AFTER, WINDOW, Session
+from lighttts.client.stream import FORGET_AFTER, Timeouts
+from lighttts.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    LightTTSError,
+    NoWorker,
+    Overloaded,
+    ProtocolError,
+    Unavailable,
+)
+from lighttts.transport.wire import (
+    Accepted,
+    Cancel,
+    Credit,
+    End,
+    EndAck,
+    Error,
+    Grant,
+    Hello,
+    ListVoices,
+    Message,
+    Synth,
+    Voices,
+    Welcome,
+    encode,
+)
+from tests.client.fake_broker import RATE, frame_of
+
+HELLO = Hello("test", "test/1")
+TIMEOUTS = Timeouts(connect=5.0, chunk=60.0)
+WELCOME = Welcome("b", "b/1", 20_000, 256)
+
+
+def synth(voice: str = "heart", *, output: str = "audio", sample_type: str = "f32", deadline_ms: int = 0) -> Synth:
+    return Synth("r1", "Hello.", voice, "", 7, 1.0, output, sample_type, deadline_ms, 0, b"")
+
+
+class Bench:
+    """A session, its clock, and what came out of it."""
+
+    def __init__(self, *, connected: bool = True, max_credit: int = 256) -> None:
+        self.session = Session("tcp://there:1", TIMEOUTS, HELLO)
+        self.now = 100.0
+        self.sent: list[Message] = []
+        self.events: dict[str | int, list[Event]] = {}
+        if connected:
+            self.session.connected(self.now)
+            self.receive(Welcome("b", "b/1", 20_000, max_credit))
+            self.take_sent()
+
+    def receive(self, *messages: Message) -> None:
+        for message in messages:
+            self.session.received(encode(message), self.now)
+        self._collect()
+
+    def open(self, request: Synth) -> None:
+        self.session.open(request, self.now)
+        self._collect()
+
+    def streaming(self, request: Synth) -> None:
+        self.open(request)
+        self.receive(Accepted("r1", RATE))
+        self.take_sent()
+
+    def consume(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.session.consumed("r1", self.now)
+        self._collect()
+
+    def pass_time(self, seconds: float) -> None:
+        """Lets time pass, calling `tick` whenever the session asked for it."""
+        end = self.now + seconds
+        while self.session.next_due() <= end:
+            self.now = max(self.now, self.session.next_due())
+            self.session.tick(self.now)
+            self._collect()
+        self.now = end
+
+    def take_sent(self) -> list[Message]:
+        self._collect()
+        taken, self.sent = self.sent, []
+        return taken
+
+    def error(self, key: str | int = "r1") -> LightTTSError:
+        """The error that ended a request or query."""
+        last = self.events[key][-1]
+        assert isinstance(last, Failed)
+        return last.error
+
+    def _collect(self) -> None:
+        for instruction in self.session.take():
+            if isinstance(instruction, Send):
+                self.sent.append(instruction.message)
+            else:
+                assert isinstance(instruction, Deliver)
+                self.events.setdefault(instruction.key, []).append(instruction.event)
+
+
+# ---- the course of a request ----
+
+
+def test_a_request_waits_for_the_welcome_and_is_then_sent_with_the_window_as_credit() -> None:
+    bench = Bench(connected=False)
+    bench.open(synth())
+    assert bench.take_sent() == []
+    bench.session.connected(bench.now)
+    assert bench.take_sent() == [HELLO]
+    bench.receive(WELCOME)
+    (sent,) = bench.take_sent()
+    assert isinstance(sent, Synth)
+    assert (sent.request_id, sent.voice, sent.credit) == ("r1", "heart", WINDOW)
+
+
+def test_frames_are_delivered_in_order_and_end_is_acknowledged() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.receive(frame_of(synth(), 0), frame_of(synth(), 1), End("r1", 2, 50, 1))
+    started, first, second, finished = bench.events["r1"]
+    assert started == Started(RATE)
+    assert isinstance(first, Arrived)
+    assert isinstance(second, Arrived)
+    np.testing.assert_array_equal(first.chunk, frame_of(synth(), 0).samples)
+    np.testing.assert_array_equal(second.chunk, frame_of(synth(), 1).samples)
+    assert (first.tokens, second.tokens) == (25, 50)
+    assert finished == Finished(50)
+    assert bench.take_sent() == [EndAck("r1")]
+
+
+def test_an_error_is_delivered_as_its_class_and_acknowledged() -> None:
+    bench = Bench()
+    bench.open(synth())
+    bench.take_sent()
+    bench.receive(Error("r1", "overloaded", "full, come back", "", True, 1500))
+    error = bench.error()
+    assert isinstance(error, Overloaded)
+    assert (error.text, error.retryable, error.retry_after) == ("full, come back", True, 1.5)
+    assert bench.take_sent() == [EndAck("r1")]
+
+
+def test_without_voice_or_prompt_the_brokers_first_voice_is_asked_for() -> None:
+    bench = Bench()
+    bench.open(synth(voice=""))
+    (query,) = bench.take_sent()
+    assert isinstance(query, ListVoices)
+    bench.receive(Voices(query.query_id, RATE, ("june", "heart")))
+    (sent,) = bench.take_sent()
+    assert isinstance(sent, Synth)
+    assert sent.voice == "june"
+
+
+def test_without_any_preset_voice_the_request_fails_with_what_to_do() -> None:
+    bench = Bench()
+    bench.open(synth(voice=""))
+    (query,) = bench.take_sent()
+    bench.receive(Voices(query.query_id, RATE, ()))
+    assert isinstance(bench.error(), NoWorker)
+    assert "lighttts-encode" in bench.error().text
+
+
+def test_a_request_cancelled_while_its_voice_is_chosen_is_never_sent() -> None:
+    bench = Bench()
+    bench.open(synth(voice=""))
+    (query,) = bench.take_sent()
+    bench.session.cancel("r1", bench.now)
+    bench.receive(Voices(query.query_id, RATE, ("june",)))
+    assert bench.take_sent() == []
+    assert isinstance(bench.error(), Cancelled)
+
+
+# ---- credit ----
+
+
+def test_half_a_window_is_granted_again_when_half_a_window_is_consumed() -> None:
+    bench = Bench(max_credit=8)
+    bench.streaming(synth())
+    bench.receive(*(frame_of(synth(), n) for n in range(8)))
+    bench.consume(3)
+    assert bench.take_sent() == []
+    bench.consume()
+    assert bench.take_sent() == [Credit("r1", 4)]
+
+
+def test_the_window_is_what_the_broker_allows_if_that_is_less() -> None:
+    bench = Bench(max_credit=3)
+    bench.open(synth())
+    (sent,) = bench.take_sent()
+    assert isinstance(sent, Synth)
+    assert sent.credit == 3
+
+
+def test_a_frame_beyond_the_credit_is_a_protocol_error_so_memory_stays_bounded() -> None:
+    bench = Bench(max_credit=2)
+    bench.streaming(synth())
+    bench.receive(*(frame_of(synth(), n) for n in range(3)))
+    assert isinstance(bench.error(), ProtocolError)
+    assert "credit" in bench.error().text
+    assert bench.take_sent() == [Cancel("r1")]
+
+
+# ---- order ----
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        frame_of(synth(), 1),
+        frame_of(synth(), 0, seq=0, first=480),
+        frame_of(synth(output="mel"), 0),
+        frame_of(synth(sample_type="s16"), 0),
+        End("r1", 3, 0, 1),
+        Accepted("r1", RATE),
+    ],
+    ids=["gap", "position", "kind", "dtype", "end-count", "accepted-twice"],
+)
+def test_a_message_out_of_order_fails_the_request_and_cancels_it(wrong: Message) -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.receive(wrong)
+    assert isinstance(bench.error(), ProtocolError)
+    assert bench.take_sent() == [Cancel("r1")]
+
+
+def test_a_repeated_frame_is_a_protocol_error() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.receive(frame_of(synth(), 0), frame_of(synth(), 0))
+    assert "lost or repeated" in bench.error().text
+
+
+@given(st.lists(st.integers(0, 5), max_size=12))
+def test_whatever_order_frames_come_in_the_caller_gets_a_gapless_prefix_and_one_last_event(order: list[int]) -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.receive(*(frame_of(synth(), number) for number in order), End("r1", len(order), 0, 1))
+    started, *chunks, last = bench.events["r1"]
+    assert started == Started(RATE)
+    prefix = next((n for n, number in enumerate(order) if number != n), len(order))
+    assert len(chunks) == prefix
+    for number, event in enumerate(chunks):
+        assert isinstance(event, Arrived)
+        np.testing.assert_array_equal(event.chunk, frame_of(synth(), number).samples)
+    assert isinstance(last, Finished) == (prefix == len(order))
+    assert isinstance(last, Finished | Failed)
+
+
+def test_half_precision_mel_is_delivered_as_float32() -> None:
+    request = synth(output="mel")
+    bench = Bench()
+    bench.streaming(request)
+    bench.receive(frame_of(request, 0), frame_of(request, 1))
+    _, *chunks = bench.events["r1"]
+    assert [event.chunk.dtype for event in chunks] == [np.float32, np.float32]
+
+
+# ---- cancelling ----
+
+
+def test_cancel_is_sent_once_and_what_was_on_its_way_is_ignored_until_the_brokers_last_word() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.session.cancel("r1", bench.now)
+    bench.session.cancel("r1", bench.now)
+    assert bench.take_sent() == [Cancel("r1")]
+    bench.receive(frame_of(synth(), 0))
+    bench.receive(Error("r1", "cancelled", "cancelled", "", False, 0))
+    assert bench.take_sent() == [EndAck("r1")]
+    assert [type(event) for event in bench.events["r1"]] == [Started, Failed]
+    bench.receive(Error("r1", "cancelled", "again", "", False, 0))
+    assert bench.take_sent() == []
+
+
+def test_an_end_that_crosses_a_cancel_is_acknowledged() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.session.cancel("r1", bench.now)
+    bench.take_sent()
+    bench.receive(End("r1", 0, 0, 1))
+    assert bench.take_sent() == [EndAck("r1")]
+
+
+def test_a_cancelled_request_is_forgotten_when_the_broker_never_answers() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.session.cancel("r1", bench.now)
+    bench.take_sent()
+    bench.pass_time(FORGET_AFTER + 1)
+    bench.receive(Error("r1", "cancelled", "late", "", False, 0))
+    assert bench.take_sent() == []
+
+
+def test_closing_cancels_everything_for_broker_and_callers() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.session.query(ListVoices, 5, bench.now)
+    bench.take_sent()
+    bench.session.close(bench.now)
+    assert bench.take_sent() == [Cancel("r1")]
+    assert isinstance(bench.error(), Cancelled)
+    assert isinstance(bench.error(5), Cancelled)
+
+
+# ---- time ----
+
+
+def test_no_broker_within_the_connect_timeout_is_unavailable_and_says_how_to_start_one() -> None:
+    bench = Bench(connected=False)
+    bench.open(synth())
+    bench.session.query(ListVoices, 5, bench.now)
+    bench.pass_time(4.9)
+    assert bench.events == {}
+    bench.pass_time(0.2)
+    for key in ("r1", 5):
+        assert isinstance(bench.error(key), Unavailable)
+        assert "tcp://there:1" in bench.error(key).text
+        assert "lighttts-cli up" in bench.error(key).text
+
+
+def test_a_broker_that_accepts_connections_but_never_says_welcome_is_unavailable() -> None:
+    bench = Bench(connected=False)
+    bench.session.connected(bench.now)
+    bench.open(synth())
+    bench.pass_time(5.1)
+    assert isinstance(bench.error(), Unavailable)
+
+
+def test_the_deadline_ends_the_request_whatever_it_is_doing() -> None:
+    bench = Bench()
+    bench.streaming(synth(deadline_ms=2000))
+    bench.pass_time(1.9)
+    bench.receive(frame_of(synth(), 0))
+    bench.pass_time(0.2)
+    assert isinstance(bench.error(), DeadlineExceeded)
+    assert Cancel("r1") in bench.take_sent()
+
+
+def test_nothing_new_within_the_timeout_is_deadline_exceeded_though_the_broker_lives() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    for _ in range(59):
+        bench.pass_time(1.0)
+        bench.receive(WELCOME)
+    assert len(bench.events["r1"]) == 1
+    bench.pass_time(2.0)
+    assert isinstance(bench.error(), DeadlineExceeded)
+    assert "60 s" in bench.error().text
+
+
+def test_time_in_which_the_caller_does_not_read_is_not_held_against_the_broker() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.receive(frame_of(synth(), 0))
+    for _ in range(200):
+        bench.pass_time(1.0)
+        bench.receive(WELCOME)
+    assert [type(event) for event in bench.events["r1"]] == [Started, Arrived]
+
+
+# ---- losing the broker ----
+
+
+def test_a_lost_connection_fails_what_the_broker_was_doing_and_keeps_what_it_did_not_know() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.session.disconnected(bench.now)
+    bench.take_sent()
+    assert isinstance(bench.error(), Unavailable)
+    assert "lost" in bench.error().text
+    assert bench.error().retryable
+    bench.session.query(ListVoices, 5, bench.now)
+    bench.session.connected(bench.now)
+    bench.receive(WELCOME)
+    assert bench.take_sent() == [HELLO, ListVoices(5)]
+
+
+def test_silence_is_answered_by_a_hello_and_then_the_broker_counts_as_lost() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.pass_time(PING_AFTER + 0.1)
+    assert bench.take_sent() == [HELLO]
+    bench.pass_time(LOST_AFTER - PING_AFTER)
+    assert isinstance(bench.error(), Unavailable)
+    assert "stuck" in bench.error().text
+
+
+def test_a_broker_that_answers_the_hello_is_not_lost() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    for _ in range(8):
+        bench.pass_time(PING_AFTER + 0.1)
+        assert bench.take_sent() == [HELLO]
+        bench.receive(WELCOME)
+    assert [type(event) for event in bench.events["r1"]] == [Started]
+
+
+def test_an_idle_client_sends_nothing() -> None:
+    bench = Bench()
+    bench.pass_time(10_000.0)
+    assert bench.take_sent() == []
+
+
+# ---- bad messages ----
+
+
+@pytest.mark.parametrize("frames", [[], [b"LT\x01\x22"], [b"LT\x09\x22", b"\x90"], [b"XX\x01\x22", b"\x90"]])
+def test_what_is_no_message_fails_everything_with_a_protocol_error(frames: list[bytes]) -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.session.received(frames, bench.now)
+    bench.take_sent()
+    assert isinstance(bench.error(), ProtocolError)
+
+
+def test_a_message_for_workers_fails_everything_with_a_protocol_error() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.receive(Grant(1, 1))
+    assert isinstance(bench.error(), ProtocolError)
+    assert "Grant" in bench.error().text
+
+
+def test_messages_of_unknown_requests_and_queries_are_ignored() -> None:
+    bench = Bench()
+    bench.receive(End("other", 0, 0, 1), Voices(99, RATE, ()), frame_of(synth(), 0))
+    assert (bench.take_sent(), bench.events) == ([], {})
+
+
+def test_an_error_without_request_id_fails_what_has_had_no_answer_yet_and_nothing_else() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.session.query(ListVoices, 5, bench.now)
+    bench.receive(Error("", "protocol", "version 1 is too old", "", False, 0))
+    assert isinstance(bench.error(5), ProtocolError)
+    assert [type(event) for event in bench.events["r1"]] == [Started]
+
+
+def test_a_refused_hello_fails_those_who_wait() -> None:
+    bench = Bench(connected=False)
+    bench.open(synth())
+    bench.session.connected(bench.now)
+    bench.receive(Error("", "protocol", "version 1 is too old", "", False, 0))
+    assert "too old" in bench.error().text
+
+
+def test_an_answer_is_delivered_once_to_its_query() -> None:
+    bench = Bench()
+    bench.session.query(ListVoices, 5, bench.now)
+    bench.receive(Voices(5, RATE, ("a",)), Voices(5, RATE, ("b",)))
+    assert bench.events == {5: [Answered(Voices(5, RATE, ("a",)))]}
