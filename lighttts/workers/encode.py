@@ -1,0 +1,108 @@
+"""lighttts-encode: text to text tokens, prompt audio to voice features."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+
+import numpy as np
+import torch
+
+from lighttts import metrics
+from lighttts.config import Config
+from lighttts.daemon import run_daemon
+from lighttts.frontend.encode import Encoded, EncodeEngine, EncodeJob
+from lighttts.models.directory import ModelDirectory
+from lighttts.transport import wire
+from lighttts.workers.model import model_name
+from lighttts.workers.service import serve
+from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed, work_of
+
+_NAME = "encode"
+
+
+class EncodeStage(Stage):
+    """Requests one after another, in the order they came."""
+
+    name = _NAME
+    takes = wire.EncodeWork
+    unit = "requests"
+
+    def __init__(self, engine: EncodeEngine, epoch: int, capacity: int) -> None:
+        super().__init__(epoch, capacity)
+        self._engine = engine
+        self._queue: deque[wire.EncodeWork] = deque()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def accept(self, message: wire.Message) -> None:
+        assert isinstance(message, wire.EncodeWork)
+        metrics.requests_total.labels(_NAME, _method(message)).inc()
+        self._queue.append(message)
+
+    def abort(self, work: Work) -> None:
+        self._queue = deque(message for message in self._queue if work_of(message) != work)
+
+    def step(self) -> list[Result]:
+        message = self._queue.popleft()
+        work = work_of(message)
+        metrics.batch_size.labels(_NAME).observe(1)
+        job = EncodeJob(message.text, message.voice, message.prompt, message.prompt_text)
+        try:
+            encoded = self._engine.encode(job)
+        except Exception as error:
+            return [failed(work, self.epoch, typed(error, _NAME, work))]
+        self.made += 1
+        return [Result(work, _message(work, self.epoch, encoded), ends=True)]
+
+    def observe(self) -> None:
+        """Updates the cache's gauge."""
+        cache = self._engine.cache
+        metrics.cache_hit_rate.labels("voice").set(cache.hits / max(1, cache.hits + cache.misses))
+
+
+def _method(message: wire.EncodeWork) -> str:
+    if message.voice:
+        return "preset"
+    return "zero_shot" if message.prompt_text.strip() else "cross_lingual"
+
+
+def _message(work: Work, epoch: int, encoded: Encoded) -> wire.Encoded:
+    ids = [sentence.ids for sentence in encoded.sentences]
+    voice = encoded.voice
+    return wire.Encoded(
+        *work,
+        epoch,
+        lengths=tuple(map(len, ids)),
+        voice_key=voice.key,
+        text_ids=np.concatenate(ids),
+        prompt_text_ids=encoded.prompt_text_ids,
+        llm_prompt_tokens=encoded.llm_prompt_tokens,
+        voice_tokens=voice.tokens,
+        voice_mel=voice.mel,
+        voice_embedding=voice.embedding,
+    )
+
+
+def _run(config: Config) -> int:
+    torch.set_num_threads(config.encode.threads)
+    directory = ModelDirectory.open(config.model.directory)
+    engine = EncodeEngine(directory, int(config.encode.cache_mb * 2**20), config.encode.threads)
+    boot = Boot(_NAME, model_name(directory), directory.sample_rate, tuple(engine.voices))
+    stage = EncodeStage(engine, boot.epoch, config.encode.concurrency)
+    return serve(stage, boot, config, config.encode.metrics_port, stage.observe)
+
+
+def main() -> int:
+    """Console script."""
+    return run_daemon(_NAME, "Encodes text and voices for lighttts-llm and lighttts-decode.", _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

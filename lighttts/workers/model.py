@@ -1,0 +1,46 @@
+"""What workers with a model have in common: its name, the device it runs on, and that device's gauges."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from lighttts import metrics
+from lighttts.errors import ConfigError
+from lighttts.models.directory import ModelDirectory
+
+_HAS_NVML = importlib.util.find_spec("pynvml") is not None
+"""torch reads a GPU's utilisation through this package, which comes with the driver's management tools."""
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def model_name(directory: ModelDirectory) -> str:
+    """What a worker tells of its model: the directory's name and the beginning of a hash of its files."""
+    return f"{directory.root.resolve().name[:64]}:{directory.model_hash[:16]}"
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a configured name; `auto` is a GPU if there is one. Raises `ConfigError` if it is not there."""
+    gpus = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda", 0) if gpus else torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ConfigError(f"model.device is {name}, but this machine has {gpus} usable GPUs: choose another, or cpu")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The torch dtype of a configured name."""
+    return _DTYPES[name]
+
+
+def observe_device(device: torch.device) -> None:
+    """Updates the gauges of a GPU; of the CPU there are none."""
+    if device.type != "cuda":
+        return
+    metrics.memory_usage.labels("cuda_allocated").set(torch.cuda.memory_allocated(device))
+    metrics.memory_usage.labels("cuda_reserved").set(torch.cuda.memory_reserved(device))
+    if _HAS_NVML:
+        metrics.gpu_utilization.labels(str(device.index)).set(torch.cuda.utilization(device) / 100)
