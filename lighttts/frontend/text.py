@@ -22,7 +22,7 @@ from lighttts.frontend.tokenizer import TextTokenizer
 
 MAX_CHARACTERS = 20_000
 MAX_SENTENCE_TOKENS = 1024
-"""No sentence has more text tokens; only a text with marks, which is never cut, can come near."""
+"""No sentence has more text tokens: a text with marks, which is never cut, is refused beyond it."""
 
 _LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
