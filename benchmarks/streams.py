@@ -4,7 +4,7 @@ Start a stack (`lighttts-cli up`), then:
 
     python benchmarks/streams.py one    # real-time factor and first audio, one stream at a time
     python benchmarks/streams.py joins  # steps and spectral flux where hops join, against the rest of the signal
-    python benchmarks/streams.py many   # 50 requests at once, each compared with its own solo run; memory before and after
+    python benchmarks/streams.py many   # 50 requests at once against their own solo runs; memory before and after
 """
 
 from __future__ import annotations
