@@ -6,7 +6,7 @@ prompts, with and without the chunk mask of streaming. Beside it the encoder's f
 itself, strongly at first, which aligns content early.
 
 ``python -m training.flow --spec cosyvoice2.yaml --store DATA --speaker RUN/speaker.pt --out RUN --minutes 12`` trains
-and writes `RUN/flow-checkpoint.pt` (taken up again if it is there) and `RUN/flow.pt`, the averaged weights as they ship.
+and writes `RUN/flow-checkpoint.pt` (taken up again if it is there) and `RUN/flow.pt`, averaged weights as they ship.
 """
 
 from __future__ import annotations
@@ -204,7 +204,8 @@ def train(trainer: Trainer, minutes: float, out: Path, *, eager: bool) -> None:
         trainer.schedule(clock.progress)
         losses = step()
         if trainer.steps % LOG_EVERY == 0:
-            log.write(trainer.steps, clock.spent, losses)
+            values = log.write(trainer.steps, clock.spent, losses)
+            print("flow", trainer.steps, *(f"{n} {v:.3f}" for n, v in zip(LOSSES, values, strict=True)), flush=True)
         if clock.spent - saved > CHECKPOINT_SECONDS:
             save(checkpoint, trainer.state(clock))
             saved = clock.spent

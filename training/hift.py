@@ -190,7 +190,8 @@ def train(trainer: Trainer, minutes: float, out: Path, *, eager: bool) -> None:
         trainer.schedule(progress)
         losses = (warm if progress < ADVERSARIAL_FROM else adversarial)()
         if trainer.steps % LOG_EVERY == 0:
-            log.write(trainer.steps, clock.spent, losses)
+            values = log.write(trainer.steps, clock.spent, losses)
+            print("hift", trainer.steps, *(f"{n} {v:.3f}" for n, v in zip(LOSSES, values, strict=True)), flush=True)
         if clock.spent - refreshed > REFRESH_SECONDS:
             trainer.speech.refresh()
             refreshed = clock.spent
