@@ -1,0 +1,49 @@
+"""Whether a new request may enter."""
+
+from __future__ import annotations
+
+from lighttts.broker.board import Board
+from lighttts.errors import InvalidInput, Overloaded, Unavailable
+from lighttts.transport.wire import Synth
+
+RETRY_AFTER_S = 1.0
+STORE_RETRY_AFTER_S = 5.0
+
+
+def admit(synth: Synth, board: Board) -> None:
+    """Raises `InvalidInput`, `Unavailable` or `Overloaded` when `synth` cannot be taken now."""
+    check_input(synth, board.settings.max_text)
+    live = board.requests.live
+    if synth.request_id in board.requests:
+        raise InvalidInput(
+            f"request id {synth.request_id} is taken: every request needs an id of its own", field="request_id"
+        )
+    if board.stopping:
+        raise Unavailable("the broker is shutting down: try again when it is back", retry_after=RETRY_AFTER_S)
+    if board.store_problem:
+        raise Unavailable(
+            f"the broker cannot store requests now ({board.store_problem}): try again later",
+            retry_after=STORE_RETRY_AFTER_S,
+        )
+    if len(live) >= board.settings.max_requests or board.prompts.used + len(synth.prompt) > board.prompts.limit:
+        raise Overloaded(
+            f"the broker has {len(live)} requests and takes no more now: try again later", retry_after=RETRY_AFTER_S
+        )
+
+
+def check_input(synth: Synth, max_text: int) -> None:
+    """Raises `InvalidInput` when the fields of `synth` do not make a request; `max_text` is in characters."""
+    if not synth.text.strip():
+        raise InvalidInput("the text is empty: give at least one word", field="text")
+    for name, text in (("text", synth.text), ("prompt_text", synth.prompt_text)):
+        if len(text) > max_text:
+            raise InvalidInput(
+                f"{name} has {len(text)} characters, the limit is {max_text}: split it into several requests",
+                field=name,
+            )
+    if synth.voice and synth.prompt:
+        raise InvalidInput("give either a voice or a prompt, not both", field="voice")
+    if not synth.voice and not synth.prompt:
+        raise InvalidInput("give a voice's name or a prompt's audio", field="voice")
+    if synth.prompt_text and not synth.prompt:
+        raise InvalidInput("prompt_text says what is spoken in a prompt: give the prompt too", field="prompt_text")

@@ -1,0 +1,214 @@
+"""The broker's loop: sockets, timers and the state store around the core."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lighttts import metrics
+from lighttts.broker.core import Core
+from lighttts.broker.executor import SERVICE, Executor
+from lighttts.broker.instructions import Channel
+from lighttts.broker.redis_store import RedisStore
+from lighttts.broker.state import MemoryStore, StateStore, StoreEvents
+from lighttts.config import BrokerConfig
+from lighttts.errors import InternalError, LightTTSError
+from lighttts.logs import get_logger
+from lighttts.notify import notify, watchdog_interval
+from lighttts.transport.reactor import Reactor
+from lighttts.transport.sockets import SocketOptions
+from lighttts.transport.transport import Link, Sockets
+
+TICK_S = 0.1
+REPORT_S = 1.0
+DRAIN_S = 60.0
+"""Seconds that requests in flight have to finish after the broker was told to end."""
+ACKNOWLEDGE_S = 2.0
+"""Seconds that clients then have to acknowledge what they got."""
+STORE_CLOSE_S = 3.0
+STUCK_S = 5.0
+
+
+class Endpoints(NamedTuple):
+    """Where the broker listens, with wildcard ports resolved."""
+
+    clients: str
+    workers: str
+    results: str
+
+
+class App:
+    """One broker. Listens from the start, serves while `run` runs.
+
+    Raises `ConfigError` when an endpoint or the metrics port cannot be used, `Unavailable` when Redis does not answer.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerConfig,
+        *,
+        options: SocketOptions | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._log = get_logger()
+        self._reactor = Reactor(clock)
+        self._crash: BaseException | None = None
+        self._stop_at: float | None = None
+        self._ticked = clock()
+        self._store_problem = ""
+        self._sockets = Sockets(options)
+        self._store: StateStore | None = None
+        self._health: metrics.HealthServer | None = None
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        settings = self._settings
+        self._store = store = self._open_store()
+        self._clients = self._sockets.router(settings.clients)
+        self._workers = self._sockets.router(settings.workers)
+        results = self._sockets.pull(settings.results)
+        self.endpoints = Endpoints(self._clients.endpoint, self._workers.endpoint, results.endpoint)
+        if settings.metrics_port is not None:
+            self._health = metrics.HealthServer(settings.metrics_port, self.health)
+        name = f"{socket.gethostname()[:64]}-{os.getpid()}"
+        self._core = core = Core(settings, name=name, store=store.name, durable=store.durable, now=self._clock())
+        self._executor = Executor(core, self._clients, self._workers, store, self._clock)
+        self._listen(results)
+
+    def _listen(self, results: Link) -> None:
+        core, run, clock = self._core, self._executor.run, self._clock
+        self._reactor.add(self._clients, lambda peer, frames: run(core.client_message(peer, frames, clock())))
+        self._reactor.add(self._workers, lambda peer, frames: run(core.worker_message(peer, frames, clock())))
+        self._reactor.add(results, lambda _, frames: run(core.result(frames, clock())))
+        self._reactor.every(TICK_S, self._tick)
+        self._reactor.every(REPORT_S, self._report)
+        watchdog = watchdog_interval()
+        if watchdog:
+            self._reactor.every(watchdog, self._watch)
+
+    # ---- from any thread -----------------------------------------------------------------------------------------
+
+    @property
+    def metrics_port(self) -> int | None:
+        """Where /metrics and /healthz are, if they are."""
+        return self._health.port if self._health else None
+
+    def terminate(self) -> None:
+        """Finishes what is in flight and ends; asked again, ends at once. May be called from signal handlers."""
+        self._reactor.post(self._terminate)
+
+    def health(self) -> tuple[bool, str]:
+        """Whether the broker can take requests, and a sentence about it."""
+        behind = self._clock() - self._ticked
+        if behind > STUCK_S:
+            return False, f"the loop has not turned for {behind:.0f} s"
+        if self._stop_at is not None:
+            return False, "shutting down"
+        if self._store_problem:
+            return False, f"requests cannot be stored: {self._store_problem}"
+        return True, "serving"
+
+    # ---- life ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serves until told to end. Raises what went wrong if a defect ends it."""
+        self._log.info("ready", **self.endpoints._asdict(), metrics_port=self.metrics_port)
+        notify("READY=1")
+        self._reactor.run()
+        if self._crash:
+            raise InternalError("the state store's thread has died") from self._crash
+        self._log.info("broker ended")
+
+    def close(self) -> None:
+        """Closes sockets, store and metrics; messages already sent have the bounded linger time to leave."""
+        self._sockets.close()
+        if self._store:
+            self._store.close(STORE_CLOSE_S)
+        if self._health:
+            self._health.close()
+        self._reactor.close()
+
+    def _terminate(self) -> None:
+        if self._stop_at is None:
+            load = self._core.load()
+            self._log.info("shutting down", requests=load.waiting + load.active)
+            notify("STOPPING=1")
+            self._core.stop_admitting()
+            self._stop_at = self._clock() + DRAIN_S
+        else:
+            self._stop_at = self._clock()
+        self._finish_if_due()
+
+    def _finish_if_due(self) -> None:
+        if self._stop_at is None:
+            return
+        now = self._clock()
+        load = self._core.load()
+        if not load.waiting and not load.active:
+            self._stop_at = min(self._stop_at, now + ACKNOWLEDGE_S)
+        if self._core.idle or now >= self._stop_at:
+            self._executor.run(self._core.abandon(now))
+            self._reactor.stop()
+
+    # ---- timers --------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._ticked = self._clock()
+        self._executor.run(self._core.tick(self._ticked))
+        for router, channel in ((self._clients, Channel.CLIENTS), (self._workers, Channel.WORKERS)):
+            for peer in router.peers - self._core.known_peers(channel):
+                router.forget(peer)
+        self._finish_if_due()
+
+    def _watch(self) -> None:
+        notify("WATCHDOG=1")
+
+    def _report(self) -> None:
+        load = self._core.load()
+        metrics.queue_length.labels(SERVICE).set(load.waiting)
+        metrics.active_requests.labels(SERVICE).set(load.active)
+        metrics.memory_usage.labels("rss").set(metrics.resident_bytes())
+        metrics.memory_usage.labels("held_frames").set(load.held_bytes)
+        for stage, count in load.workers.items():
+            metrics.workers_connected.labels(stage).set(count)
+        workers = ", ".join(f"{count} {stage}" for stage, count in load.workers.items())
+        state = "STOPPING, " if self._stop_at is not None else ""
+        notify(f"STATUS={state}{load.active} active, {load.waiting} waiting; workers: {workers}")
+
+    # ---- the state store -----------------------------------------------------------------------------------------
+
+    def _open_store(self) -> StateStore:
+        url = self._settings.state
+        if url.startswith("memory://"):
+            return MemoryStore()
+        post = self._reactor.post
+        events = StoreEvents(
+            stored=lambda request_id, error: post(lambda: self._stored(request_id, error)),
+            changed=lambda problem: post(lambda: self._store_changed(problem)),
+            crashed=lambda error: post(lambda: self._store_crashed(error)),
+        )
+        return RedisStore(url, self._settings.state_ttl_s, events)
+
+    def _stored(self, request_id: str, error: LightTTSError | None) -> None:
+        self._executor.run(self._core.stored(request_id, error, self._clock()))
+
+    def _store_changed(self, problem: str) -> None:
+        self._store_problem = problem
+        self._core.store_changed(problem)
+        if problem:
+            self._log.error("state store fails, new requests are refused", problem=problem)
+        else:
+            self._log.info("state store works again")
+
+    def _store_crashed(self, error: BaseException) -> None:
+        self._crash = error
+        self._reactor.stop()

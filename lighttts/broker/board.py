@@ -1,0 +1,44 @@
+"""What the parts of the core share: the settings, the tables, the memory budgets and the step being made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lighttts.broker.instructions import Step
+from lighttts.broker.outbox import Budget
+from lighttts.broker.refusals import Refusals
+from lighttts.broker.requests import RequestTable
+from lighttts.broker.workers import WorkerTable
+from lighttts.config import BrokerConfig
+
+PROMPT_BYTES = 512 << 20
+"""Most prompt audio held for requests that the encode stage has not finished."""
+OUTPUT_BYTES = 1 << 30
+"""Most output held for clients that have not granted credit for it."""
+
+
+@dataclass(slots=True)
+class Board:
+    """One broker's shared state. `name`: its own; `store`: kind of its state store; `started`: monotonic seconds.
+
+    `durable`: the state store answers when a new request's record is safe, and `Accepted` waits for that.
+    """
+
+    settings: BrokerConfig
+    name: str
+    store: str
+    durable: bool
+    started: float
+    step: Step = field(default_factory=Step)
+    requests: RequestTable = field(default_factory=RequestTable)
+    prompts: Budget = field(default_factory=lambda: Budget(PROMPT_BYTES))
+    output: Budget = field(default_factory=lambda: Budget(OUTPUT_BYTES))
+    stopping: bool = False
+    store_problem: str = ""
+    """Why the state store cannot be written to; empty while it can."""
+    workers: WorkerTable = field(init=False)
+    refusals: Refusals = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.workers = WorkerTable(self.started)
+        self.refusals = Refusals(self.step, self.started)

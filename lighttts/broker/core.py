@@ -1,0 +1,153 @@
+"""The broker as a pure state machine: an event and the time in, instructions out. No socket, no store, no clock.
+
+What happens is told by calling a method; the instructions it returns are to be carried out in order. Nothing here
+waits, or fails because of what a peer sends: a message that makes no sense is answered, counted and dropped.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lighttts.broker.board import Board
+from lighttts.broker.clients import Clients
+from lighttts.broker.control import Control
+from lighttts.broker.dispatch import Dispatcher
+from lighttts.broker.endings import Endings
+from lighttts.broker.instructions import Channel, Flush, Instruction
+from lighttts.broker.outbox import Outbox
+from lighttts.broker.results import Results
+from lighttts.config import BrokerConfig
+from lighttts.errors import DeadlineExceeded, LightTTSError, NoWorker, Unavailable
+from lighttts.transport.wire import STAGES
+
+PROBE_INTERVAL_S = 2.0
+"""Seconds between two looks at whether clients with live requests are still there."""
+
+
+class Load(NamedTuple):
+    """How much there is of what; `workers`: registered ones, by stage."""
+
+    waiting: int
+    active: int
+    closing: int
+    held_bytes: int
+    workers: dict[str, int]
+
+
+class Core:
+    """All of the broker's knowledge. `durable`: the state store answers when a new request's record is safe."""
+
+    def __init__(self, settings: BrokerConfig, *, name: str, store: str, durable: bool, now: float) -> None:
+        self._board = board = Board(settings, name, store, durable, now)
+        self._step = board.step
+        dispatcher = Dispatcher(board)
+        self._dispatcher = dispatcher
+        self._endings = Endings(board, dispatcher)
+        self._control = Control(board, dispatcher, self._endings)
+        self._clients = Clients(board, dispatcher, self._endings)
+        self._results = Results(board, dispatcher, self._endings)
+        self._blocked: dict[Outbox, Channel] = {}
+        self._probed = now
+
+    # ---- messages ------------------------------------------------------------------------------------------------
+
+    def client_message(self, client: bytes, frames: list[bytes], now: float) -> list[Instruction]:
+        """A message has come from a client."""
+        self._clients.receive(client, frames, now)
+        return self._step.finish()
+
+    def worker_message(self, identity: bytes, frames: list[bytes], now: float) -> list[Instruction]:
+        """A message has come on a worker's control connection."""
+        self._control.receive(identity, frames, now)
+        return self._step.finish()
+
+    def result(self, frames: list[bytes], now: float) -> list[Instruction]:
+        """A stage's result has come."""
+        self._results.receive(frames, now)
+        return self._step.finish()
+
+    # ---- what became of instructions -----------------------------------------------------------------------------
+
+    def stored(self, request_id: str, error: LightTTSError | None, now: float) -> list[Instruction]:
+        """A `SaveRequest` is safe (`error` None), or failed."""
+        self._clients.stored(request_id, error, now)
+        return self._step.finish()
+
+    def store_changed(self, problem: str) -> None:
+        """The state store takes writes again (empty `problem`), or does not."""
+        self._board.store_problem = problem
+
+    def gone(self, channel: Channel, peer: bytes, now: float) -> list[Instruction]:
+        """`peer` has no connection any more."""
+        if channel is Channel.CLIENTS:
+            self._endings.vanish(peer, now)
+        else:
+            self._control.gone(peer, now)
+        return self._step.finish()
+
+    def full(self, channel: Channel, outbox: Outbox) -> None:
+        """The peer of `outbox` takes no more now; it is tried again at the next tick."""
+        self._blocked[outbox] = channel
+
+    # ---- time and end --------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> list[Instruction]:
+        """Time has passed: to be called several times a second."""
+        for outbox, channel in self._blocked.items():
+            self._step.add(Flush(channel, outbox))
+        self._blocked.clear()
+        self._control.tick(now)
+        self._expire_requests(now)
+        self._endings.tick(now)
+        self._board.refusals.tick(now)
+        if now - self._probed >= PROBE_INTERVAL_S:
+            self._probed = now
+            self._clients.probe()
+        return self._step.finish()
+
+    def stop_admitting(self) -> None:
+        """New requests are refused from now on."""
+        self._board.stopping = True
+
+    def abandon(self, now: float) -> list[Instruction]:
+        """The broker ends now: whatever is live fails."""
+        for request in tuple(self._board.requests.live.values()):
+            self._endings.fail(request, Unavailable("the broker was stopped: send the request again"), now)
+        return self._step.finish()
+
+    # ---- views ---------------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is left, not even one to be acknowledged."""
+        return not self._board.requests.live and not self._board.requests.closing
+
+    def load(self) -> Load:
+        """What there is now."""
+        waiting = self._board.requests.waiting
+        return Load(
+            waiting,
+            len(self._board.requests.live) - waiting,
+            len(self._board.requests.closing),
+            self._board.output.used,
+            {stage: self._board.workers.count(stage) for stage in STAGES},
+        )
+
+    def known_peers(self, channel: Channel) -> set[bytes]:
+        """Routing ids of the clients with requests, or of the workers."""
+        if channel is Channel.CLIENTS:
+            return set(self._board.requests.clients)
+        return {worker.identity for worker in self._board.workers}
+
+    # ---- within --------------------------------------------------------------------------------------------------
+
+    def _expire_requests(self, now: float) -> None:
+        patience = self._board.settings.no_worker_s
+        for request in tuple(self._board.requests.live.values()):
+            if now >= request.deadline:
+                seconds = request.deadline - request.received
+                late = DeadlineExceeded(f"not complete within {seconds:g} s: allow more time, or try again later")
+                self._endings.fail(request, late, now)
+            elif stage := self._dispatcher.missing_stage(request, now, patience):
+                missing = NoWorker(f"no {stage} worker is connected: start lighttts-{stage}, or look into its log")
+                self._endings.fail(request, missing, now)

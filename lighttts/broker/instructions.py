@@ -1,0 +1,130 @@
+"""What the core tells its surroundings to do, and `Step`, which collects it while one event is handled."""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal, NamedTuple
+
+from lighttts.broker.outbox import Frames, Outbox
+
+
+class Channel(enum.Enum):
+    """The two sockets that messages leave by."""
+
+    CLIENTS = "clients"
+    WORKERS = "workers"
+
+
+class Flush(NamedTuple):
+    """Send what is ready in `outbox`; tell the core if the peer turns out to be gone, or full."""
+
+    channel: Channel
+    outbox: Outbox
+
+
+class Reply(NamedTuple):
+    """Send one message that belongs to no request; a peer that is gone or full does not get it."""
+
+    channel: Channel
+    peer: bytes
+    frames: Frames
+
+
+class SaveRequest(NamedTuple):
+    """Store a new request: its client's routing id and its `Synth` message. Answered when it is safe, or is not."""
+
+    request_id: str
+    client: bytes
+    synth: Frames
+
+
+class SaveState(NamedTuple):
+    """Store the state a request has come to."""
+
+    request_id: str
+    state: str
+
+
+class SaveEncoded(NamedTuple):
+    """Store a request's `Encoded` message."""
+
+    request_id: str
+    encoded: Frames
+
+
+class AppendTokens(NamedTuple):
+    """Store the `Tokens` message with sequence number `seq` in a request's token log."""
+
+    request_id: str
+    seq: int
+    tokens: Frames
+
+
+class DeleteRequest(NamedTuple):
+    """Remove everything stored of a request."""
+
+    request_id: str
+
+
+Write = SaveRequest | SaveState | SaveEncoded | AppendTokens | DeleteRequest
+
+
+class Metric(enum.IntEnum):
+    """Metrics the core observes; the label, if any, is the stage, method, code or reason."""
+
+    REQUESTS = enum.auto()
+    FAILURES = enum.auto()
+    DURATION = enum.auto()
+    FIRST_AUDIO = enum.auto()
+    REAL_TIME_FACTOR = enum.auto()
+    CHUNK_INTERVAL = enum.auto()
+    UNDERRUNS = enum.auto()
+    STAGE = enum.auto()
+    FRAMES = enum.auto()
+    REFUSED = enum.auto()
+
+
+class Observe(NamedTuple):
+    """One observation of a metric: seconds, a ratio, or how many to count."""
+
+    metric: Metric
+    value: float
+    label: str = ""
+
+
+Level = Literal["debug", "info", "warning", "error"]
+
+
+class Log(NamedTuple):
+    """One log line."""
+
+    level: Level
+    event: str
+    fields: dict[str, object]
+
+
+Instruction = Flush | Reply | Write | Observe | Log
+
+
+class Step:
+    """The instructions of the event that is being handled, in order."""
+
+    def __init__(self) -> None:
+        self._instructions: list[Instruction] = []
+
+    def add(self, instruction: Instruction) -> None:
+        """Adds one instruction."""
+        self._instructions.append(instruction)
+
+    def observe(self, metric: Metric, value: float = 1.0, label: str = "") -> None:
+        """Adds an observation."""
+        self._instructions.append(Observe(metric, value, label))
+
+    def log(self, level: Level, event: str, **fields: object) -> None:
+        """Adds a log line."""
+        self._instructions.append(Log(level, event, fields))
+
+    def finish(self) -> list[Instruction]:
+        """Hands over what was collected and begins anew."""
+        done, self._instructions = self._instructions, []
+        return done

@@ -1,0 +1,31 @@
+"""lighttts-broker: the daemon's entry point."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from lighttts.broker.app import App
+from lighttts.config import Config
+from lighttts.daemon import run_daemon
+
+
+def serve(config: Config) -> int:
+    """Runs the broker until SIGTERM or SIGINT; the first lets requests in flight finish, the second does not."""
+    app = App(config.broker)
+    try:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: app.terminate())
+        app.run()
+    finally:
+        app.close()
+    return 0
+
+
+def main() -> int:
+    """The console script; returns the exit code."""
+    return run_daemon("broker", "Moves LightTTS requests between clients and workers.", serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""A request in the broker: its states as a table, its record, and the table of all requests."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from lighttts.broker.outbox import Frames, Outbox
+from lighttts.errors import InternalError
+from lighttts.transport.wire import Encoded, Synth
+
+if TYPE_CHECKING:
+    from lighttts.broker.workers import Worker
+
+
+class State(enum.Enum):
+    """What a request waits for or has come to."""
+
+    RECEIVED = "received"
+    """Its record is being stored."""
+    ADMITTED = "admitted"
+    """It waits for an encode worker."""
+    ENCODING = "encoding"
+    ENCODED = "encoded"
+    """It waits for an llm worker."""
+    GENERATING = "generating"
+    DECODING = "decoding"
+    """All tokens are made, the rest of the output is not."""
+    FLUSHING = "flushing"
+    """All output is made, the client's credit is not enough for it."""
+    ENDING = "ending"
+    """`End` is on its way, the client has not acknowledged it."""
+    FAILED = "failed"
+    """`Error` is on its way, the client has not acknowledged it."""
+    CANCELLED = "cancelled"
+    """`Error` with code cancelled is on its way, the client has not acknowledged it."""
+    FORGOTTEN = "forgotten"
+
+
+_S = State
+_FAILURE = frozenset({_S.FAILED, _S.CANCELLED})
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    _S.RECEIVED: _FAILURE | {_S.ADMITTED},
+    _S.ADMITTED: _FAILURE | {_S.ENCODING},
+    _S.ENCODING: _FAILURE | {_S.ENCODED},
+    _S.ENCODED: _FAILURE | {_S.GENERATING},
+    _S.GENERATING: _FAILURE | {_S.DECODING, _S.FLUSHING},
+    _S.DECODING: _FAILURE | {_S.FLUSHING},
+    _S.FLUSHING: _FAILURE | {_S.ENDING},
+    _S.ENDING: frozenset({_S.FORGOTTEN}),
+    _S.FAILED: frozenset({_S.FORGOTTEN}),
+    _S.CANCELLED: frozenset({_S.FORGOTTEN}),
+    _S.FORGOTTEN: frozenset(),
+}
+CLOSED = frozenset({_S.ENDING, _S.FAILED, _S.CANCELLED, _S.FORGOTTEN})
+
+ROWS_PER_SECOND = {"mel": 50, "tokens": 25}
+"""Rows of an output in a second of speech; those of audio are the sample rate."""
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """What has come of a request so far: frames towards the client, and the times playback would have had."""
+
+    tokens_seq: int = 0
+    tokens: int = 0
+    frames: int = 0
+    rows: int = 0
+    first_at: float = 0.0
+    last_at: float = 0.0
+    plays_until: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request; times are monotonic seconds. `holders`: which worker has which stage of it in hand."""
+
+    id: str
+    client: bytes
+    synth: Synth
+    outbox: Outbox
+    received: float
+    deadline: float
+    state: State = State.RECEIVED
+    attempt: int = 0
+    accepted: bool = False
+    encoded: Encoded | None = None
+    holders: dict[str, Worker] = field(default_factory=dict)
+    started: dict[str, float] = field(default_factory=dict)
+    undecoded: list[Frames] = field(default_factory=list)
+    flow: Flow = field(default_factory=Flow)
+    farewell: Frames = ()
+    """The `End` or `Error` that closes it."""
+    closed: float = 0.0
+    offered: float = 0.0
+    """When `farewell` was last sent."""
+    history: list[tuple[float, State]] = field(default_factory=list)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages it passes through."""
+        return ("encode", "llm") if self.synth.output == "tokens" else ("encode", "llm", "decode")
+
+    @property
+    def method(self) -> str:
+        """How its voice is given: preset, zero_shot or cross_lingual."""
+        if self.synth.voice:
+            return "preset"
+        return "zero_shot" if self.synth.prompt_text else "cross_lingual"
+
+    def move(self, state: State, now: float) -> None:
+        """Changes the state. Raises `InternalError` with the history when the table does not allow it."""
+        if state not in TRANSITIONS[self.state]:
+            past = " ".join(f"{at:.3f}:{was.value}" for at, was in self.history)
+            raise InternalError(f"request {self.id} cannot go from {self.state.value} to {state.value}; before: {past}")
+        self.history.append((now, self.state))
+        self.state = state
+
+    def drop_prompt(self) -> int:
+        """Frees the prompt audio, which only the encode stage needs; returns how many bytes it had."""
+        size = len(self.synth.prompt)
+        if size:
+            self.synth = replace(self.synth, prompt=b"")
+        return size
+
+
+class RequestTable:
+    """All requests: `live` ones by id, `closing` ones that wait for the client's acknowledgement, and per client."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, Request] = {}
+        self.closing: dict[str, Request] = {}
+        self.clients: dict[bytes, dict[str, Request]] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self.live or request_id in self.closing
+
+    @property
+    def waiting(self) -> int:
+        """Live requests that no worker has anything of yet, or now."""
+        return sum(not request.holders and request.state is not _S.FLUSHING for request in self.live.values())
+
+    def add(self, request: Request) -> None:
+        """Enters a new live request."""
+        self.live[request.id] = request
+        self.clients.setdefault(request.client, {})[request.id] = request
+
+    def owned(self, client: bytes, request_id: str) -> Request | None:
+        """The request of that id, if it is this client's."""
+        return self.clients.get(client, {}).get(request_id)
+
+    def close(self, request: Request) -> None:
+        """Moves a live request to the closing ones."""
+        self.closing[request.id] = self.live.pop(request.id)
+
+    def remove(self, request: Request) -> None:
+        """Removes a closing request."""
+        del self.closing[request.id]
+        mine = self.clients[request.client]
+        del mine[request.id]
+        if not mine:
+            del self.clients[request.client]

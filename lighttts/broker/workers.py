@@ -1,0 +1,165 @@
+"""The workers the broker knows: registration, credit, liveness, and the choice of one for a piece of work."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lighttts.broker.outbox import Outbox
+from lighttts.broker.requests import Request
+from lighttts.transport.wire import MAX_VOICES, MAX_WORKERS, STAGES, Register, WorkerStatus
+
+MOST_CREDIT = 1 << 20
+
+
+class WorkerState(enum.Enum):
+    """`READY` takes work, `DRAINING` finishes what it has, `LEAVING` has said `Bye` and is awaited no longer."""
+
+    READY = "ready"
+    DRAINING = "draining"
+    LEAVING = "leaving"
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One registration of one worker boot; times are monotonic seconds. `active`: requests it holds, by id."""
+
+    hello: Register
+    outbox: Outbox
+    registered: float
+    seen: float
+    state: WorkerState = WorkerState.READY
+    credit: int = 0
+    active: dict[str, Request] = field(default_factory=dict)
+    aborted: set[str] = field(default_factory=set)
+    """Requests it was told to abort; their late frames need no further telling."""
+    leave_by: float = 0.0
+    epoch: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.epoch = self.hello.epoch
+
+    @property
+    def identity(self) -> bytes:
+        return self.outbox.peer
+
+    @property
+    def name(self) -> str:
+        return self.hello.worker
+
+    @property
+    def stage(self) -> str:
+        return self.hello.stage
+
+
+class WorkerTable:
+    """All registered workers, by routing id, by epoch and by stage."""
+
+    def __init__(self, now: float) -> None:
+        self._by_identity: dict[bytes, Worker] = {}
+        self._by_epoch: dict[int, Worker] = {}
+        self._by_stage: dict[str, dict[bytes, Worker]] = {stage: {} for stage in STAGES}
+        self._absent: dict[str, float | None] = dict.fromkeys(STAGES, now)
+        self.sample_rate = 0
+        """As the last worker that told one said; 0 before."""
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(tuple(self._by_identity.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_identity)
+
+    @property
+    def full(self) -> bool:
+        return len(self._by_identity) >= MAX_WORKERS
+
+    def get(self, identity: bytes, epoch: int) -> Worker | None:
+        """The worker of that routing id, if this is its epoch."""
+        worker = self._by_identity.get(identity)
+        return worker if worker and worker.epoch == epoch else None
+
+    def by_epoch(self, epoch: object) -> Worker | None:
+        """The worker of that epoch."""
+        return self._by_epoch.get(epoch) if type(epoch) is int else None
+
+    def same(self, identity: bytes, hello: Register, silent_since: float) -> list[Worker]:
+        """The workers that a registration replaces.
+
+        Those of its routing id or epoch, and one of its name that has not been heard since `silent_since`: a name may
+        be used twice by mistake, so a talking namesake stays.
+        """
+        return [
+            worker
+            for worker in self
+            if worker.identity == identity
+            or worker.epoch == hello.epoch
+            or (worker.name == hello.worker and worker.stage == hello.stage and worker.seen < silent_since)
+        ]
+
+    def add(self, worker: Worker, now: float) -> None:
+        """Enters a worker that replaces none."""
+        self._by_identity[worker.identity] = worker
+        self._by_epoch[worker.epoch] = worker
+        self._by_stage[worker.stage][worker.identity] = worker
+        if worker.hello.sample_rate:
+            self.sample_rate = worker.hello.sample_rate
+        self._note_presence(worker.stage, now)
+
+    def remove(self, worker: Worker, now: float) -> None:
+        """Takes a worker out."""
+        del self._by_identity[worker.identity]
+        del self._by_epoch[worker.epoch]
+        del self._by_stage[worker.stage][worker.identity]
+        self._note_presence(worker.stage, now)
+
+    def grant(self, worker: Worker, credit: int) -> None:
+        """Adds to what the worker may be sent."""
+        if worker.state is WorkerState.READY:
+            worker.credit = min(worker.credit + credit, MOST_CREDIT)
+
+    def retire(self, worker: Worker, state: WorkerState, now: float) -> None:
+        """Sends it no more work."""
+        worker.state = state
+        worker.credit = 0
+        self._note_presence(worker.stage, now)
+
+    def choose(self, stage: str) -> Worker | None:
+        """The worker with most granted credit, among equals the one with least in hand; None if there is no credit."""
+        free = [worker for worker in self._by_stage[stage].values() if worker.credit > 0]
+        return max(free, key=lambda worker: (worker.credit, -len(worker.active)), default=None)
+
+    def absent_since(self, stage: str) -> float | None:
+        """Since when no worker of `stage` takes work; None while one does."""
+        return self._absent[stage]
+
+    def voices(self) -> tuple[str, ...]:
+        """The preset voices that the encode workers know, sorted."""
+        names = {name for worker in self._by_stage["encode"].values() for name in worker.hello.voices}
+        return tuple(sorted(names)[:MAX_VOICES])
+
+    def count(self, stage: str) -> int:
+        """Workers of `stage`."""
+        return len(self._by_stage[stage])
+
+    def rows(self, now: float) -> tuple[WorkerStatus, ...]:
+        """One row for each worker, for `Status`."""
+        return tuple(
+            WorkerStatus(
+                worker.name,
+                worker.stage,
+                worker.hello.model,
+                worker.state.value,
+                worker.credit,
+                len(worker.active),
+                now - worker.registered,
+                max(0.0, now - worker.seen),
+            )
+            for worker in self
+        )
+
+    def _note_presence(self, stage: str, now: float) -> None:
+        if any(worker.state is WorkerState.READY for worker in self._by_stage[stage].values()):
+            self._absent[stage] = None
+        elif self._absent[stage] is None:
+            self._absent[stage] = now
