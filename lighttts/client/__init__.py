@@ -4,6 +4,6 @@ Needs nothing but pyzmq, msgpack and numpy. Errors are the classes of `lighttts.
 """
 
 from lighttts.client.aio import AsyncClient, AsyncSynthesis
-from lighttts.client.sync import DEFAULT_BROKER, Client, Synthesis
+from lighttts.client.sync import Client, Synthesis
 
-__all__ = ["DEFAULT_BROKER", "AsyncClient", "AsyncSynthesis", "Client", "Synthesis"]
+__all__ = ["AsyncClient", "AsyncSynthesis", "Client", "Synthesis"]

@@ -11,8 +11,8 @@ from lighttts.client.loop import ClientLoop
 from lighttts.client.receipt import Receipt
 from lighttts.client.request import Output, Prompt, SampleFormat, make_synth
 from lighttts.client.stream import Timeouts
-from lighttts.client.sync import DEFAULT_BROKER
 from lighttts.errors import ProtocolError
+from lighttts.transport.endpoints import DEFAULT_BROKER
 from lighttts.transport.wire import GetStatus, ListVoices, Status, Synth, Voices
 
 Answer = TypeVar("Answer", Voices, Status)

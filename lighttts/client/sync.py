@@ -12,9 +12,8 @@ from lighttts.client.receipt import Receipt
 from lighttts.client.request import Output, Prompt, SampleFormat, make_synth
 from lighttts.client.stream import Timeouts
 from lighttts.errors import ProtocolError
+from lighttts.transport.endpoints import DEFAULT_BROKER
 from lighttts.transport.wire import GetStatus, ListVoices, Status, Synth, Voices
-
-DEFAULT_BROKER = "tcp://127.0.0.1:5570"
 
 Answer = TypeVar("Answer", Voices, Status)
 

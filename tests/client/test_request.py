@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lighttts.client import DEFAULT_BROKER
 from lighttts.client.request import make_synth, read_prompt
 from lighttts.config import BrokerConfig
 from lighttts.errors import InvalidInput
+from lighttts.transport.endpoints import DEFAULT_BROKER
 from lighttts.transport.wire import MAX_PROMPT_AUDIO, MAX_TEXT, Synth
 
 
