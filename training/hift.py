@@ -97,6 +97,7 @@ class Trainer:
         self.judge_optimizer = adamw([(self.judges.parameters(), DISCRIMINATOR_RATE)], BETAS)
         self.average = Average(model, AVERAGE_DECAY)
         self.teacher_pitch = torch.ones((), dtype=torch.bool, device=self.device)
+        self.decode = model.decode
         self.steps = 0
 
     def generate(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +108,7 @@ class Trainer:
             real = audio[:, FLOW_MARGIN:-FLOW_MARGIN]
         guess = self.model.pitch(mel)
         source = self.model.m_source(torch.where(self.teacher_pitch, pitch, guess.detach()), torch.randn_like(real))
-        return self.model.decode(mel, source), real, F.l1_loss(guess, pitch) / PITCH_SCALE
+        return self.decode(mel, source), real, F.l1_loss(guess, pitch) / PITCH_SCALE
 
     def warm_step(self) -> Tensor:
         """One update by spectral distance and pitch alone; losses as `LOSSES`."""
@@ -212,9 +213,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--frames", type=int, default=40, help="mel frames of a crop")
     parser.add_argument("--eager", action="store_true", help="no CUDA graph")
+    parser.add_argument("--compile", action="store_true", help="compile the generator before graphs are captured")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    train(build(arguments), arguments.minutes, arguments.out, eager=arguments.eager)
+    trainer = build(arguments)
+    if arguments.compile:
+        trainer.decode = torch.compile(trainer.decode)
+    train(trainer, arguments.minutes, arguments.out, eager=arguments.eager)
 
 
 def build(arguments: argparse.Namespace) -> Trainer:

@@ -42,7 +42,7 @@ def test_spectral_and_pitch_losses_fall_before_the_adversary_comes(trainer):
 def test_the_adversarial_stage_trains_both_networks(trainer):
     on_one_batch(trainer)
     losses = []
-    for _ in range(8):
+    for _ in range(4):
         trainer.schedule(0.5)
         losses.append(trainer.adversarial_step())
     assert losses[-1][4] < losses[0][4]
