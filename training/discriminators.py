@@ -64,7 +64,7 @@ class SpectrumDiscriminator(nn.Module):
 def _judge(x: Tensor, convs: nn.ModuleList, last: nn.Module) -> Judgement:
     features = []
     for conv in convs:
-        x = F.leaky_relu(conv(x), SLOPE)
+        x = F.leaky_relu(conv(x.contiguous(memory_format=torch.channels_last)), SLOPE)
         features.append(x)
     score: Tensor = last(x)
     return score, [*features, score]

@@ -24,7 +24,7 @@ from lighttts.models.flow_config import FlowConfig
 from lighttts.models.section import Section
 from lighttts.models.spec import parse
 from lighttts.models.streaming import Window, chunk_mask
-from training.features import FRAMES_PER_TOKEN, FlowMel
+from training.features import FlowMel
 from training.loop import Average, Clock, LossLog, Replay, adamw, autocast, export, rate_factor, save, set_rates
 from training.speaker_encoder import Listener, SpeakerEncoder
 from training.speech import TokenRows
@@ -63,8 +63,8 @@ def objective(model: CausalMaskedDiffWithXvec, recipe: Recipe, tokens: Tensor, m
     """Losses (flow, prior) of a batch: tokens [B, T] int64, mel [B, 2 T, 80] float32, speaker embedding [B, 192]."""
     rows, frames, _ = mel.shape
     whole = torch.rand(rows, device=mel.device) > recipe.chunked
-    look_ahead = model.config.encoder.look_ahead
-    padded = F.pad(tokens, (0, look_ahead))
+    # A row's last tokens have no look-ahead, as the last ones of a request have none.
+    padded = F.pad(tokens, (0, model.config.encoder.look_ahead))
     known = torch.arange(padded.shape[1], device=mel.device) < tokens.shape[1]
     token_window = Window(_mask(whole, tokens.shape[1], model.config.encoder.chunk))
     frame_window = Window(_mask(whole, frames, model.config.estimator.chunk))
@@ -78,10 +78,7 @@ def objective(model: CausalMaskedDiffWithXvec, recipe: Recipe, tokens: Tensor, m
     embedded = model.decoder.estimator.time_mlp(t[:, 0, 0])
     velocity = model.decoder.estimator(position, mu * kept[..., None], speaker * kept, prompt, embedded, frame_window)
     target = mel - (1 - SIGMA_MIN) * noise
-    scored = slice(0, frames - FRAMES_PER_TOKEN * look_ahead)  # the last tokens lack the look-ahead they have in use
-    flow = (velocity.float() - target)[:, scored].square().mean()
-    prior = (mu.float() - mel)[:, scored].abs().mean()
-    return torch.stack([flow, prior])
+    return torch.stack([F.mse_loss(velocity.float(), target), F.l1_loss(mu.float(), mel)])
 
 
 def _mask(whole: Tensor, width: int, chunk: int) -> Tensor:

@@ -8,12 +8,16 @@ import torch
 from lighttts.models.hift import HiFTGenerator
 from lighttts.models.stft import FourierFrames
 from lighttts.models.weights import load_into, load_weights
-from training import hift
+from training import discriminators, hift
 from training.loop import Clock
 
 
 @pytest.fixture
-def trainer(store, spec):
+def trainer(store, spec, monkeypatch):
+    monkeypatch.setattr(discriminators, "PERIODS", (2, 3))
+    monkeypatch.setattr(discriminators, "PERIOD_CHANNELS", (4, 8))
+    monkeypatch.setattr(discriminators, "RESOLUTIONS", (512,))
+    monkeypatch.setattr(discriminators, "SPECTRUM_CHANNELS", 4)
     return hift.build(argparse.Namespace(spec=spec, store=store, hours=0.01, rows=2, frames=12))
 
 
