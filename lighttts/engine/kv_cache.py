@@ -1,0 +1,102 @@
+"""Keys and values of all requests in preallocated slots, and the three ways a batch of positions attends to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lighttts.models.qwen2 import CausalAttend, Qwen2Config
+
+_BUCKET = 64
+"""Positions to which `SlotsAttend` rounds the longest context up, so that few shapes occur."""
+
+
+class KVCache:
+    """`keys` and `values` [layers, slots, kv_heads, max_length, head_width]; a slot belongs to one request at a time.
+
+    Zeroed once: what a former request left behind a slot's length is finite, so a mask excludes it exactly.
+    """
+
+    def __init__(
+        self, config: Qwen2Config, slots: int, max_length: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.layers, slots, config.kv_heads, max_length, config.head_width)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.max_length = max_length
+
+
+class PrefillAttend(CausalAttend):
+    """Whole sequences, padded at the end, each of which attends to itself and is kept from position 0 of its slot."""
+
+    def __init__(self, cache: KVCache, slots: Sequence[int]) -> None:
+        super().__init__()
+        self.cache = cache
+        self.slots = slots
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        time = key.shape[2]
+        for row, slot in enumerate(self.slots):
+            self.cache.keys[layer, slot, :, :time] = key[row]
+            self.cache.values[layer, slot, :, :time] = value[row]
+        return super().__call__(layer, query, key, value)
+
+
+class RowAttend:
+    """One new position a row, each row attending to its slot in a call of its own over exactly its own context.
+
+    The shape of each call depends on the row's own length only, hence so does its result, bit for bit. Rows without a
+    slot (padding of the batch) get zeros.
+    """
+
+    def __init__(self, cache: KVCache, rows: Sequence[tuple[int, int]]) -> None:
+        """`rows` holds the slot and the position of each row that has one, from row 0."""
+        self.cache = cache
+        self.rows = rows
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        context = torch.zeros_like(query)
+        kv_heads, width = key.shape[1], key.shape[3]
+        for row, (slot, position) in enumerate(self.rows):
+            keys[slot, :, position] = key[row, :, 0]
+            values[slot, :, position] = value[row, :, 0]
+            # The query heads that share a key head are laid along the time axis: no copy of keys for each of them.
+            context[row] = F.scaled_dot_product_attention(
+                query[row].view(1, kv_heads, -1, width),
+                keys[None, slot, :, : position + 1],
+                values[None, slot, :, : position + 1],
+            ).view_as(query[row])
+        return context
+
+
+class SlotsAttend:
+    """One new position for every slot of the cache in order, all in one masked call. Nothing is read back to the host.
+
+    The host gives the longest position only to bound the work; it is rounded up so that few shapes occur.
+    """
+
+    def __init__(self, cache: KVCache, positions: Tensor, longest: int) -> None:
+        """`positions` int64 [slots] on the device; `longest` is at least the largest that matters."""
+        self.cache = cache
+        self.positions = positions
+        self.slots = torch.arange(len(positions), device=positions.device)
+        self.length = min(-(-(longest + 1) // _BUCKET) * _BUCKET, cache.max_length)
+        place = torch.arange(self.length, device=positions.device)
+        self.allowed = (place <= positions.unsqueeze(1))[:, None, None, :]
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[self.slots, :, self.positions] = key[:, :, 0]
+        values[self.slots, :, self.positions] = value[:, :, 0]
+        batch, kv_heads, _, width = key.shape
+        context = F.scaled_dot_product_attention(
+            query.reshape(batch, kv_heads, -1, width),
+            keys[:, :, : self.length],
+            values[:, :, : self.length],
+            attn_mask=self.allowed,
+        )
+        return context.reshape(query.shape)
