@@ -1,0 +1,168 @@
+"""What `doctor` looks at. Each check yields findings: fine, worth knowing, or a problem with what mends it."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import importlib.metadata
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from lighttts.errors import LightTTSError
+from lighttts.transport.endpoints import connectable, listening
+
+if TYPE_CHECKING:
+    from lighttts.config import Config
+
+PACKAGES = {
+    "client": ("pyzmq", "msgpack", "numpy"),
+    "audio": ("soundfile",),
+    "server": ("pydantic", "pyyaml", "prometheus-client", "redis", "structlog"),
+    "worker": ("torch", "transformers", "onnxruntime", "safetensors", "soxr", "wetext"),
+}
+_MODULES = {
+    "pyzmq": "zmq",
+    "pyyaml": "yaml",
+    "prometheus-client": "prometheus_client",
+}
+FILES_BESIDE_REQUESTS = 256
+"""Descriptors a broker needs beyond one for each client."""
+
+
+class Level(enum.Enum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    NOTE = "note"
+    PROBLEM = "PROBLEM"
+
+
+class Finding(NamedTuple):
+    """One line of the doctor's report; a problem's text says what mends it."""
+
+    level: Level
+    text: str
+
+
+def python(version: tuple[int, ...] = tuple(sys.version_info[:3]), platform: str = sys.platform) -> Iterator[Finding]:
+    """The interpreter's version and the system."""
+    shown = ".".join(map(str, version))
+    if version < (3, 11):
+        yield Finding(Level.PROBLEM, f"Python {shown} is too old: use 3.11 or newer")
+    elif platform != "linux":
+        yield Finding(Level.PROBLEM, f"the daemons run on Linux, this is {platform}")
+    else:
+        yield Finding(Level.OK, f"Python {shown} on Linux")
+
+
+def packages() -> Iterator[Finding]:
+    """The packages of every extra, by importing them: a broken one is found too."""
+    for extra, names in PACKAGES.items():
+        broken = []
+        for name in names:
+            try:
+                importlib.import_module(_MODULES.get(name, name))
+            except (ImportError, OSError) as error:
+                broken.append(f"{name} ({error})")
+        install = "pip install lighttts" if extra == "client" else f"pip install 'lighttts[{extra}]'"
+        if broken:
+            yield Finding(Level.PROBLEM, f"packages of {extra} cannot be imported: {', '.join(broken)}; {install}")
+        else:
+            versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+            yield Finding(Level.OK, f"packages of {extra}: {versions}")
+
+
+def model(directory: Path) -> Iterator[Finding]:
+    """Every file of the model directory."""
+    from lighttts.models.directory import check
+
+    problems = check(directory)
+    for problem in problems:
+        yield Finding(Level.PROBLEM, problem)
+    if not problems:
+        yield Finding(Level.OK, f"model {directory} is whole")
+
+
+def device(config: Config) -> Iterator[Finding]:
+    """The device the workers run on."""
+    import torch
+
+    wanted = config.model.device
+    driver = Path("/proc/driver/nvidia/version").exists()
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        yield Finding(Level.OK, f"GPU: {names}; the workers use {wanted}")
+    elif wanted.startswith("cuda"):
+        why = "torch is built without CUDA" if driver else "there is no NVIDIA driver"
+        yield Finding(Level.PROBLEM, f"model.device is {wanted}, but {why}: install it, or set model.device to cpu")
+    elif driver and wanted == "auto":
+        yield Finding(Level.PROBLEM, "there is an NVIDIA driver, but torch cannot use it: install torch with CUDA")
+    else:
+        yield Finding(Level.OK, "no GPU: the workers run on the CPU")
+
+
+def files(config: Config) -> Iterator[Finding]:
+    """The number of open files: a broker that runs out of them is lost."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = config.broker.max_requests + FILES_BESIDE_REQUESTS
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        yield Finding(Level.OK, f"open files: {soft if soft >= 0 else 'no limit'}")
+    else:
+        text = f"open files are limited to {soft}, {config.broker.max_requests} clients need {needed}"
+        yield Finding(Level.PROBLEM, f"{text}: `ulimit -n 65536`, or lower broker.max_requests")
+
+
+def redis(config: Config) -> Iterator[Finding]:
+    """The state store, if it is Redis."""
+    url = config.broker.state
+    if url.startswith("memory:"):
+        yield Finding(Level.OK, "state is kept in memory: requests end with the broker")
+        return
+    import redis as client
+
+    shown = url.rpartition("@")[2] if "@" in url else url
+    try:
+        with client.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3) as connection:
+            connection.ping()
+    except (client.RedisError, OSError, ValueError) as error:
+        text = f"Redis at {shown} does not answer ({error})"
+        yield Finding(Level.PROBLEM, f"{text}: start it, or correct broker.state")
+    else:
+        yield Finding(Level.OK, f"Redis at {shown} answers")
+
+
+def ports(config: Config) -> Iterator[Finding]:
+    """Whether a broker could listen; only asked while none runs."""
+    wanted = {f"broker.{name}": getattr(config.broker, name) for name in ("clients", "workers", "results")}
+    for name in ("broker", "encode", "llm", "decode"):
+        port = getattr(config, name).metrics_port
+        if port:
+            wanted[f"{name}.metrics_port"] = f"tcp://127.0.0.1:{port}"
+    taken = [f"{key} ({endpoint})" for key, endpoint in wanted.items() if listening(connectable(endpoint))]
+    if taken:
+        text = f"in use by another program: {', '.join(taken)}"
+        yield Finding(Level.PROBLEM, f"{text}; stop it, or set other addresses")
+    else:
+        yield Finding(Level.OK, f"addresses are free: {', '.join(wanted.values())}")
+
+
+def broker(address: str) -> Iterator[Finding]:
+    """A running broker and its workers."""
+    from lighttts.client import Client
+
+    try:
+        with Client(address) as client:
+            status = client.status()
+    except LightTTSError as error:
+        yield Finding(Level.PROBLEM, error.text)
+        return
+    yield Finding(Level.OK, f"broker {status.broker} answers at {address}")
+    for stage in ("encode", "llm", "decode"):
+        count = sum(worker.stage == stage and worker.state == "ready" for worker in status.workers)
+        if count:
+            yield Finding(Level.OK, f"{count} {stage} worker{'s' if count > 1 else ''} ready")
+        else:
+            yield Finding(Level.PROBLEM, f"no {stage} worker is ready: start lighttts-{stage}, or read its log")
