@@ -1,0 +1,101 @@
+"""Text in, speech out, through real daemons: what a request gives, and that it depends on nothing but itself."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from lighttts.client import Client
+from tests.system.stack import Stack
+
+SAMPLES_PER_TOKEN = 960
+TEXTS = [
+    "Hello there.",
+    "Good morning, everybody.",
+    "How are you today?",
+    "It rains.",
+    "The quick brown fox jumps over the lazy dog.",
+    "One, two, three.",
+]
+LONG = " ".join(["The quick brown fox jumps over the lazy dog."] * 8)
+
+
+def test_audio_arrives_in_chunks_at_the_models_rate(client: Client) -> None:
+    with client.synthesize(LONG, seed=1) as synthesis:
+        chunks = [np.asarray(chunk) for chunk in synthesis]
+        assert synthesis.sample_rate == 24000
+        assert len(chunks) >= 2
+        audio = np.concatenate(chunks)
+        assert audio.dtype == np.float32
+        assert len(audio) == synthesis.tokens * SAMPLES_PER_TOKEN
+        assert np.abs(audio).max() <= 1.0
+
+
+def test_the_same_seed_gives_the_same_audio_and_another_seed_another(client: Client) -> None:
+    first, again, other = (client.synthesize(TEXTS[0], seed=seed).audio() for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape != other.shape or not np.array_equal(first, other)
+
+
+def test_int16_is_the_same_audio_rounded(client: Client) -> None:
+    as_float = client.synthesize(TEXTS[3], seed=2).audio()
+    as_int = client.synthesize(TEXTS[3], seed=2, format="s16").audio()
+    assert as_int.dtype == np.int16
+    np.testing.assert_allclose(as_int / 32767.0, as_float, atol=1 / 32767)
+
+
+def test_mel_and_tokens_stream_like_audio(client: Client) -> None:
+    ids = client.synthesize(LONG, seed=3, output="tokens").audio()
+    frames = [np.asarray(chunk) for chunk in client.synthesize(LONG, seed=3, output="mel")]
+    audio = client.synthesize(LONG, seed=3).audio()
+    assert ids.dtype == np.int32
+    assert len(frames) >= 2
+    assert np.concatenate(frames).shape == (2 * len(ids), 80)
+    assert len(audio) == SAMPLES_PER_TOKEN * len(ids)
+
+
+def test_a_long_text_is_one_stream_of_its_sentences(client: Client) -> None:
+    with client.synthesize(LONG, seed=4) as synthesis:
+        audio = synthesis.audio()
+        assert len(audio) == synthesis.tokens * SAMPLES_PER_TOKEN
+
+
+@pytest.mark.parametrize("prompt_text", ["hello world", ""], ids=["zero-shot", "cross-lingual"])
+def test_a_prompt_lends_its_voice(client: Client, prompt_wav: bytes, prompt_text: str) -> None:
+    preset = client.synthesize(TEXTS[0], seed=7).audio()
+    cloned = client.synthesize(TEXTS[0], prompt=prompt_wav, prompt_text=prompt_text, seed=7).audio()
+    again = client.synthesize(TEXTS[0], prompt=prompt_wav, prompt_text=prompt_text, seed=7).audio()
+    np.testing.assert_array_equal(cloned, again)
+    assert len(cloned) != len(preset) or not np.allclose(cloned, preset)
+
+
+def test_speed_changes_the_length_and_nothing_else(client: Client) -> None:
+    normal, fast = (client.synthesize(TEXTS[1], seed=8, speed=speed).audio() for speed in (1.0, 2.0))
+    assert abs(len(fast) - len(normal) / 2) <= 480
+
+
+def test_requests_at_once_give_what_each_gives_alone(client: Client) -> None:
+    texts = [f"{text} Number {index}." for index in range(4) for text in TEXTS]
+    solo = [client.synthesize(text, seed=index).audio() for index, text in enumerate(texts)]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        crowd = list(pool.map(lambda item: client.synthesize(item[1], seed=item[0]).audio(), enumerate(texts)))
+    for alone, among in zip(solo, crowd, strict=True):
+        np.testing.assert_allclose(among, alone, atol=2e-3)
+
+
+def test_a_closed_stream_frees_every_stage(client: Client, stack: Stack) -> None:
+    text = " ".join(["The quick brown fox jumps over the lazy dog."] * 20)
+    synthesis = client.synthesize(text, seed=9)
+    next(synthesis)
+    synthesis.close()
+    capacity = {row.worker: row.credit + row.active for row in client.status().workers}
+    while any(row.active for row in client.status().workers):
+        pass
+    assert {row.worker: row.credit for row in client.status().workers} == capacity
+    assert client.status().active == 0
+
+
+def test_the_voices_of_the_model_are_listed(client: Client) -> None:
+    assert client.voices() == ("tiny-voice",)
