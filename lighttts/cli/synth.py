@@ -79,7 +79,8 @@ def run(options: argparse.Namespace) -> int:
     kind = _check(options)
     with ExitStack() as cleanup:
         cleanup.callback(progress.clear)
-        target = cleanup.enter_context(_target(options.out))
+        target = _target(options.out)
+        cleanup.enter_context(target)
         stack = _private_stack(options)
         if stack:
             cleanup.enter_context(stack)
