@@ -71,30 +71,23 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes with the tokenizer in ``folder``. With ``dropout`` merges are skipped at random (BPE-dropout, Provilkov
-    et al. 2020) and every other sentence begins with a space, as one does that follows another."""
+    """Encodes with the tokenizer in ``folder``. ``spaced`` texts begin with a space, as a sentence does that follows another.
+    With ``dropout`` merges are skipped at random, so that rare splits are learnt too (BPE-dropout, Provilkov et al. 2020)."""
 
-    def __init__(self, folder: Path, dropout: float | None = None, seed: int = 0) -> None:
+    def __init__(self, folder: Path, *, spaced: bool = False, dropout: float | None = None) -> None:
         model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"), dropout=dropout)
         self._tokenizer = Tokenizer(model)
         self._tokenizer.pre_tokenizer = _pre_tokenizer()
-        self._spaced = dropout is not None
-        self._rng = np.random.default_rng(seed)
+        self._space = " " if spaced else ""
 
     def encode(self, texts: list[str], places: list[NDArray[np.float32]]) -> Encoded:
         """``places[i]`` holds a position for each character of ``texts[i]`` and one for its end."""
-        spaces = (self._rng.random(len(texts)) < 0.5) if self._spaced else np.zeros(len(texts), bool)
-        inputs = [" " + text if space else text for text, space in zip(texts, spaces, strict=True)]
         tokens, starts = [], []
-        for encoding, text, place, space in zip(
-            self._tokenizer.encode_batch(inputs), inputs, places, spaces, strict=True
-        ):
-            first = np.maximum(np.array([begin for begin, _ in encoding.offsets]) - int(space), 0)
-            first = first + np.array([text[i : i + 1] == " " for i in first])
+        encodings = self._tokenizer.encode_batch([self._space + text for text in texts])
+        for encoding, text, place in zip(encodings, texts, places, strict=True):
+            first = np.array([begin for begin, _ in encoding.offsets]) - len(self._space)
+            first += np.array([i < 0 or text[i : i + 1] == " " for i in first])
             tokens.append(np.array(encoding.ids, np.uint16))
-            starts.append(place[np.clip(first, 0, len(place) - 1)])
-        return Encoded(
-            np.concatenate(tokens),
-            np.concatenate(starts).astype(np.float32),
-            np.array([len(t) for t in tokens], np.int64),
-        )
+            starts.append(place[np.minimum(first, len(place) - 1)])
+        counts = np.array([len(t) for t in tokens], np.int64)
+        return Encoded(np.concatenate(tokens), np.concatenate(starts).astype(np.float32), counts)

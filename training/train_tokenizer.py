@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.features import Resample, WhisperMel
-from training.loop import Average, Clock, LossLog, Replay, adamw, rate_factor, save, set_rates
+from training.loop import Average, Clock, LossLog, Replay, adamw, autocast, rate_factor, save, set_rates
 from training.speech import pitch_at
 from training.store import FRAME, Store, part_names
 from training.tokenizer import FRAMES_A_TOKEN, Decoder, Encoder, quantise, to_index
@@ -111,9 +111,9 @@ class Trainer:
     def step(self) -> Tensor:
         audio, label, pitch = self.rows.draw(self.batch)
         mel = self.mel(self.resample(audio))
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             z = self.encoder(another_speaker(mel), self.lengths)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             q = quantise(z.float(), self.encoder.levels)
             decoded = self.decoder(q)
         total, parts = losses(decoded, label, mel, pitch)
