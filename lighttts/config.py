@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lighttts.errors import ConfigError
 
@@ -24,8 +24,16 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+")]
 
 
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def _found(directory: Path) -> Path:
+    """A relative path means the working directory, or else the checkout this package runs from."""
+    return CHECKOUT / directory if not directory.exists() and (CHECKOUT / directory).exists() else directory
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class BrokerConfig(_Section):
@@ -49,7 +57,7 @@ class BrokerConfig(_Section):
 class ModelConfig(_Section):
     """The model directory and the device the GPU stages run on."""
 
-    directory: Path = Path("pretrained_models/lighttts-nano")
+    directory: Annotated[Path, AfterValidator(_found)] = Path("pretrained_models/lighttts-nano")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 

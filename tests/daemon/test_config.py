@@ -33,6 +33,17 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     assert load_config(tmp_path / "c.yaml", environ={}) == Config()
 
 
+def test_a_relative_model_directory_is_also_looked_for_in_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = load_config(overrides=["model.directory=tests/golden/cosyvoice2-tiny"], environ={}).model.directory
+    assert there == ROOT / "tests/golden/cosyvoice2-tiny"
+    (tmp_path / "tests/golden/cosyvoice2-tiny").mkdir(parents=True)
+    here = load_config(overrides=["model.directory=tests/golden/cosyvoice2-tiny"], environ={}).model.directory
+    assert not here.is_absolute()
+
+
 def test_null_switches_the_metrics_port_off() -> None:
     assert load_config(overrides=["llm.metrics_port=null"], environ={}).llm.metrics_port is None
 
