@@ -46,7 +46,7 @@ class Recipe:
 
     rows: int = 32
     warped_rows: int = 6
-    tokens: int = 250
+    tokens: int = 256  # 512 frames: attention kernels want multiples of 16
     from_utterance_start: float = 0.6
     chunked: float = 0.8
     prompted: float = 0.3

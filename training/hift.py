@@ -33,7 +33,7 @@ from training.speech import Speech
 LOSSES = ("spectral", "pitch", "matching", "adversarial", "discriminator", "gradient")
 GENERATOR_RATE, PITCH_RATE, DISCRIMINATOR_RATE = 5e-4, 1e-3, 3e-4
 BETAS = (0.8, 0.99)
-CLIP = 50.0  # of the generator's gradient: only what would throw a run off
+CLIP = 1000.0  # of the generator's gradient: only what would throw a run off
 SPECTRAL_WEIGHT, MATCHING_WEIGHT = 30.0, 2.0
 PITCH_SCALE = 100.0  # Hz that count as one in the pitch loss
 TEACHER_PITCH_UNTIL, ADVERSARIAL_FROM = 0.06, 0.12
