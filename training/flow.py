@@ -28,6 +28,7 @@ from training.features import FlowMel
 from training.loop import Average, Clock, LossLog, Replay, adamw, autocast, export, rate_factor, save, set_rates
 from training.speaker_encoder import Listener, SpeakerEncoder
 from training.speech import TokenRows
+from training.store import Store
 
 LOSSES = ("flow", "prior", "gradient")
 PEAK_RATE = 1e-3
@@ -37,7 +38,7 @@ EMBEDDING_NOISE = 0.25  # of a unit embedding: prompts of one speaker differ by 
 PRIOR_START, PRIOR_END = 1.0, 0.1
 AVERAGE_DECAY, AVERAGE_EVERY, AVERAGE_FROM = 0.99, 10, 0.3
 LOG_EVERY = 50
-CHECKPOINT_SECONDS = 120.0
+CHECKPOINT_SECONDS, REFRESH_SECONDS = 120.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class Voices:
         """[parts, 192], normalised."""
         means = []
         for part in range(len(data.names)):
-            inside = (data.part == part).nonzero()[:, 0]
-            start = inside[:: max(1, len(inside) // crops)][:crops].clamp(1, len(data.token) - tokens - 1)
+            inside = (data.part[: data.tokens] == part).nonzero()[:, 0]
+            start = inside[:: max(1, len(inside) // crops)][:crops].clamp(1, data.tokens - tokens - 1)
             audio = data.audio(start, tokens)
             means.append(F.normalize(F.normalize(self.listener(audio), dim=1).mean(0), dim=0))
         return torch.stack(means)
@@ -118,7 +119,7 @@ class Trainer:
     def __init__(
         self, model: CausalMaskedDiffWithXvec, sources: list[tuple[TokenRows, Tensor, int]], recipe: Recipe
     ) -> None:
-        """`sources`: data, the embedding of each of its parts, and rows of it in a batch."""
+        """`sources`: data, the embedding of each of its parts (or the one of all), and rows of it in a batch."""
         self.model, self.sources, self.recipe = model, sources, recipe
         self.device = model.device
         self.mel = FlowMel().to(self.device)
@@ -135,7 +136,7 @@ class Trainer:
         recipe, parts = self.recipe, []
         for data, voices, rows in self.sources:
             tokens, audio, part = data.rows(rows, recipe.tokens, recipe.from_utterance_start)
-            parts.append((tokens, audio, voices[part]))
+            parts.append((tokens, audio, voices[part.clamp(max=len(voices) - 1)]))
         tokens, audio, voice = (torch.cat(column) for column in zip(*parts, strict=True))
         scatter = torch.randn_like(voice) * (EMBEDDING_NOISE * voice.shape[1] ** -0.5)
         return tokens, self.mel(audio, with_margin=True).transpose(1, 2), voice + scatter
@@ -196,13 +197,16 @@ def train(trainer: Trainer, minutes: float, out: Path, *, eager: bool) -> None:
     spent = trainer.load(checkpoint) if checkpoint.exists() else 0.0
     log, step = LossLog(out / "flow.csv", LOSSES), Replay(trainer.step, trainer.device, eager=eager)
     clock = Clock(minutes, spent)
-    saved = clock.spent
+    saved = refreshed = clock.spent
     while clock.progress < 1:
         trainer.schedule(clock.progress)
         losses = step()
         if trainer.steps % LOG_EVERY == 0:
             values = log.write(trainer.steps, clock.spent, losses)
             print("flow", trainer.steps, *(f"{n} {v:.3f}" for n, v in zip(LOSSES, values, strict=True)), flush=True)
+        if clock.spent - refreshed > REFRESH_SECONDS:
+            trainer.sources[0][0].refresh()  # the plain voice: parts of other speakers would need embeddings
+            refreshed = clock.spent
         if clock.spent - saved > CHECKPOINT_SECONDS:
             save(checkpoint, trainer.state(clock))
             saved = clock.spent
@@ -240,11 +244,11 @@ def build(arguments: argparse.Namespace) -> Trainer:
     encoder.load_state_dict(torch.load(arguments.speaker, weights_only=True))
     voices = Voices(encoder, device)
     plain = TokenRows(arguments.store, arguments.hours, device)
-    warped = None if arguments.warped is None else TokenRows(arguments.warped, arguments.hours, device)
-    mean = F.normalize(voices.of(plain).mean(0), dim=0).expand(len(plain.names), -1)  # one speaker, one embedding
-    others = 0 if warped is None else max(1, round(arguments.rows * Recipe.warped_rows / Recipe.rows))
+    mean = F.normalize(voices.of(plain).mean(0, keepdim=True), dim=1)  # one speaker, one embedding
+    others = 0 if arguments.warped is None else max(1, round(arguments.rows * Recipe.warped_rows / Recipe.rows))
     sources = [(plain, mean, arguments.rows - others)]
-    if warped is not None:
+    if arguments.warped is not None:
+        warped = TokenRows(arguments.warped, Store.open(arguments.warped).hours + 0.01, device)
         sources.append((warped, voices.of(warped), others))
     model = CausalMaskedDiffWithXvec(read_config(arguments.spec)).to(device).train()
     trainer = Trainer(model, sources, Recipe(arguments.rows, others, arguments.tokens))

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from training.features import FLOW_HOP, FLOW_MARGIN, SAMPLES_PER_TOKEN
 from training.store import FRAME, SAMPLE_RATE, Store, part_names
 
+SHORTEST = SAMPLE_RATE // 2  # utterances are half a second on average, or longer
 VOICED_HZ = 40.0  # the teacher's own threshold: below it a pitch value means unvoiced
 
 
@@ -73,50 +75,67 @@ def pitch_at(f0: Tensor, samples: Tensor) -> Tensor:
 
 
 class TokenRows:
-    """Speech tokens with the audio under each, as one stream of utterances cut into rows of equal length.
+    """Speech tokens of a growing store with the audio under each, as one stream of utterances cut into rows.
 
     A row begins at an utterance's start or anywhere, and runs on into the utterances that follow: no padding, long
     contexts, and the joins are the pauses between sentences.
     """
 
     def __init__(self, folder: Path, hours: float, device: torch.device) -> None:
-        """Take whole tokenised parts until `hours` are reached. Raises FileNotFoundError if there is none."""
-        pcm, token, begin, filled, first, part_of = [], [], [], [], [], []
+        """Room for `hours` of audio; the parts tokenised so far. Raises FileNotFoundError if there is none."""
+        self.folder = folder
+        self.capacity = int(hours * 3600 * SAMPLE_RATE)
+        room = self.capacity // SAMPLES_PER_TOKEN + self.capacity // SHORTEST
+        self.pcm = torch.zeros(self.capacity + SAMPLES_PER_TOKEN, dtype=torch.int16, device=device)
+        self.token = torch.zeros(room, dtype=torch.int64, device=device)
+        self.begin = torch.zeros(room, dtype=torch.int64, device=device)
+        self.filled = torch.zeros(room, dtype=torch.int16, device=device)
+        self.part = torch.zeros(room, dtype=torch.int64, device=device)
+        self.first = torch.zeros(self.capacity // SHORTEST, dtype=torch.int64, device=device)
+        self.ready = torch.zeros(2, dtype=torch.int64, device=device)  # tokens, utterances
         self.names: list[str] = []
-        base = tokens = 0
-        for name in part_names(folder):
-            path = folder / f"tokens-{name}.npz"
-            if not path.exists() or base >= hours * 3600 * SAMPLE_RATE:
-                continue
-            part = Store.open(folder, [name])
-            with np.load(path, allow_pickle=False) as file:
-                token.append(file["token"].astype(np.int32))
-                counts = file["tokens"]
-            offset = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-            begin.append(np.repeat(part.start[:-1], counts) + offset * SAMPLES_PER_TOKEN + base)
-            filled.append(np.repeat(part.start[1:], counts) + base - begin[-1])
-            first.append(np.cumsum(counts) - counts + tokens)
-            part_of.append(np.full(len(token[-1]), len(self.names), np.int16))
-            pcm.append(part.pcm())
-            base, tokens = base + len(pcm[-1]), tokens + len(token[-1])
-            self.names.append(name)
+        self.samples = self.tokens = self.utterances = 0
+        self.refresh()
         if not self.names:
             raise FileNotFoundError(f"{folder} holds no tokenised part; run training.tokenize_store first")
-        self.pcm = torch.zeros(base + SAMPLES_PER_TOKEN, dtype=torch.int16, device=device)
-        for at, piece in zip(np.cumsum([0, *map(len, pcm)]), pcm, strict=False):
-            self.pcm[int(at) : int(at) + len(piece)].copy_(torch.from_numpy(piece))
-        self.token = torch.from_numpy(np.concatenate(token)).long().to(device)
-        self.begin = torch.from_numpy(np.concatenate(begin)).to(device)
-        self.filled = torch.from_numpy(np.concatenate(filled).clip(max=SAMPLES_PER_TOKEN).astype(np.int16)).to(device)
-        self.first = torch.from_numpy(np.concatenate(first)).to(device)
-        self.part = torch.from_numpy(np.concatenate(part_of)).long().to(device)
+
+    def refresh(self) -> None:
+        """Take in whole parts tokenised since the last call, as many as fit."""
+        for name in part_names(self.folder):
+            path = self.folder / f"tokens-{name}.npz"
+            if name in self.names or not path.exists():
+                continue
+            part = Store.open(self.folder, [name])
+            if self.samples + int(part.start[-1]) > self.capacity or self.utterances + len(part) > len(self.first):
+                break
+            with np.load(path, allow_pickle=False) as file:
+                self._append(part, file["token"], file["tokens"])
+            self.names.append(name)
+        self.ready.copy_(torch.tensor([self.tokens, self.utterances]))
+
+    def _append(self, part: Store, token: NDArray[np.int16], counts: NDArray[np.int64]) -> None:
+        first = np.cumsum(counts) - counts
+        offset = (np.arange(len(token)) - np.repeat(first, counts)) * SAMPLES_PER_TOKEN
+        begin = np.repeat(part.start[:-1], counts) + offset
+        filled = (np.repeat(part.start[1:], counts) - begin).clip(max=SAMPLES_PER_TOKEN)
+        tokens = slice(self.tokens, self.tokens + len(token))
+        _put(self.pcm, self.samples, part.pcm())
+        _put(self.token, self.tokens, token)
+        _put(self.begin, self.tokens, begin + self.samples)
+        _put(self.filled, self.tokens, filled)
+        self.part[tokens] = len(self.names)
+        _put(self.first, self.utterances, first + self.tokens)
+        self.samples += int(part.start[-1])
+        self.tokens += len(token)
+        self.utterances += len(counts)
 
     def rows(self, rows: int, tokens: int, share_at_start: float) -> tuple[Tensor, Tensor, Tensor]:
         """Random rows: tokens [rows, tokens] int64, audio with the mel's margin [rows, tokens * 960 + 1440], and part
         [rows], the index in `names` of the part a row begins in. `share_at_start` of them begin with an utterance."""
-        device, last = self.token.device, len(self.token) - tokens - 1
-        anywhere = torch.randint(1, last, (rows,), device=device)
-        at_start = self.first[torch.randint(0, len(self.first), (rows,), device=device)].clamp(1, last)
+        device, last = self.token.device, self.ready[0] - tokens - 1
+        anywhere = 1 + (torch.rand(rows, device=device, dtype=torch.float64) * (last - 1)).long()
+        chosen = (torch.rand(rows, device=device, dtype=torch.float64) * self.ready[1]).long()
+        at_start = torch.minimum(self.first[chosen], last).clamp_min(1)
         begin = torch.where(torch.rand(rows, device=device) < share_at_start, at_start, anywhere)
         which = begin[:, None] + torch.arange(tokens, device=device)
         return self.token[which], self.audio(begin, tokens), self.part[begin]
@@ -132,3 +151,7 @@ class TokenRows:
         audio = torch.where(offset < self.filled[which][..., None], audio, 0.0).flatten(1)
         spare = SAMPLES_PER_TOKEN - FLOW_MARGIN
         return F.pad(audio, (-spare, -spare))
+
+
+def _put(flat: Tensor, at: int, values: NDArray[np.generic]) -> None:
+    flat[at : at + len(values)].copy_(torch.from_numpy(values))

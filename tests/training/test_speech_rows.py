@@ -48,7 +48,7 @@ def test_refreshing_takes_in_new_parts_up_to_the_capacity(store, tmp_path):
 def test_a_row_holds_each_tokens_own_audio_across_the_ends_of_utterances(store):
     data, whole = TokenRows(store, 1.0, CPU), Store.open(store)
     tokens, audio, part = data.rows(6, 60, 0.5)
-    pcm, token = whole.pcm(), data.token.numpy()
+    pcm, token = whole.pcm(), data.token[: data.tokens].numpy()
     for row, heard, which in zip(tokens, audio, part, strict=True):
         begin = int(np.flatnonzero((np.lib.stride_tricks.sliding_window_view(token, 60) == row.numpy()).all(1))[0])
         expected = [
@@ -61,7 +61,7 @@ def test_a_row_holds_each_tokens_own_audio_across_the_ends_of_utterances(store):
 
 def test_rows_may_all_begin_where_an_utterance_does(store):
     data = TokenRows(store, 1.0, CPU)
-    starts = {tuple(data.token[i : i + 20].tolist()) for i in data.first.clamp(min=1)}
+    starts = {tuple(data.token[i : i + 20].tolist()) for i in data.first[: data.utterances].clamp(min=1)}
     tokens, _, _ = data.rows(8, 20, 1.0)
     assert {tuple(row.tolist()) for row in tokens} <= starts
 
@@ -69,10 +69,29 @@ def test_rows_may_all_begin_where_an_utterance_does(store):
 def test_every_sample_of_an_utterance_lies_under_one_token(store):
     data, whole = TokenRows(store, 1.0, CPU), Store.open(store)
     assert int(data.filled.sum()) == int(whole.start[-1])
-    covered = torch.cat([torch.arange(int(b), int(b + f)) for b, f in zip(data.begin, data.filled, strict=True)])
+    spans = (data.begin[: data.tokens], data.filled[: data.tokens])
+    covered = torch.cat([torch.arange(int(b), int(b + f)) for b, f in zip(*spans, strict=True)])
     assert covered.tolist() == list(range(int(whole.start[-1])))
 
 
 def test_a_part_without_tokens_is_left_out(store):
     (store / "tokens-000.npz").unlink()
     assert TokenRows(store, 1.0, CPU).names == ["001"]
+
+
+def test_tokenised_parts_are_taken_in_as_they_come(store):
+    late = (store / "tokens-001.npz").read_bytes()
+    (store / "tokens-001.npz").unlink()
+    data = TokenRows(store, 1.0, CPU)
+    before = data.tokens
+    (store / "tokens-001.npz").write_bytes(late)
+    data.refresh()
+    assert data.names == ["000", "001"]
+    assert data.part[before - 1 : before + 1].tolist() == [0, 1]
+    assert data.ready.tolist() == [data.tokens, data.utterances]
+    assert data.samples == int(Store.open(store).start[-1])
+
+
+def test_a_part_that_does_not_fit_is_left_out(store):
+    hours = (Store.open(store, ["000"]).start[-1] + 1) / 24000 / 3600
+    assert TokenRows(store, hours, CPU).names == ["000"]
