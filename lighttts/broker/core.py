@@ -13,7 +13,7 @@ from lighttts.broker.clients import Clients
 from lighttts.broker.control import Control
 from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings
-from lighttts.broker.instructions import Channel, Flush, Instruction
+from lighttts.broker.instructions import Channel, Flush, Instruction, Reply
 from lighttts.broker.outbox import Outbox
 from lighttts.broker.results import Results
 from lighttts.config import BrokerConfig
@@ -22,6 +22,9 @@ from lighttts.transport.wire import STAGES
 
 PROBE_INTERVAL_S = 2.0
 """Seconds between two looks at whether clients with live requests are still there."""
+
+ANSWERS_KEPT = 64
+"""Most answers outside any request that wait for a peer that does not read; it has no right to more."""
 
 
 class Load(NamedTuple):
@@ -47,6 +50,7 @@ class Core:
         self._clients = Clients(board, dispatcher, self._endings)
         self._results = Results(board, dispatcher, self._endings)
         self._blocked: dict[Outbox, Channel] = {}
+        self._answers: dict[tuple[Channel, bytes], Outbox] = {}
         self._probed = now
 
     # ---- messages ------------------------------------------------------------------------------------------------
@@ -79,6 +83,9 @@ class Core:
 
     def gone(self, channel: Channel, peer: bytes, now: float) -> list[Instruction]:
         """`peer` has no connection any more."""
+        answers = self._answers.pop((channel, peer), None)
+        if answers:
+            answers.clear()
         if channel is Channel.CLIENTS:
             self._endings.vanish(peer, now)
         else:
@@ -89,10 +96,18 @@ class Core:
         """The peer of `outbox` takes no more now; it is tried again at the next tick."""
         self._blocked[outbox] = channel
 
+    def unanswered(self, reply: Reply) -> None:
+        """The peer of `reply` takes no more now; a few answers are kept for it."""
+        outbox = self._answers.setdefault((reply.channel, reply.peer), Outbox(reply.peer, self._board.output))
+        if len(outbox) < ANSWERS_KEPT:
+            outbox.add(reply.frames)
+            self._blocked[outbox] = reply.channel
+
     # ---- time and end --------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> list[Instruction]:
         """Time has passed: to be called several times a second."""
+        self._answers = {peer: outbox for peer, outbox in self._answers.items() if outbox}
         for outbox, channel in self._blocked.items():
             self._step.add(Flush(channel, outbox))
         self._blocked.clear()

@@ -78,7 +78,7 @@ class Executor:
         if delivery is Delivery.GONE:
             self._later.extend(self._core.gone(reply.channel, reply.peer, self._clock()))
         elif delivery is Delivery.FULL:
-            self._log.warning("a peer that does not read missed an answer", peer=reply.peer.hex())
+            self._core.unanswered(reply)
 
     def _observe(self, observation: Observe) -> None:
         self._sinks[observation.metric](observation.value, observation.label)

@@ -23,7 +23,7 @@ class Flush(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """Send one message that belongs to no request; a peer that is gone or full does not get it."""
+    """Send one message that belongs to no request; tell the core if the peer is gone, or full."""
 
     channel: Channel
     peer: bytes

@@ -206,10 +206,10 @@ def _connect(url: str) -> tuple[redis.Redis, str]:
     try:
         client.ping()
     except (redis.AuthenticationError, redis.ResponseError) as error:
-        raise ConfigError(f"Redis at {where} does not let the broker in: {error}; mend broker.state") from error
+        raise ConfigError(f"Redis at {where} does not let the broker in ({error}): mend broker.state") from error
     except (redis.RedisError, OSError) as error:
         raise Unavailable(
-            f"Redis at {where} cannot be reached: {error}; start it, or set broker.state to memory://"
+            f"Redis at {where} cannot be reached ({error}): start it, or set broker.state to memory://"
         ) from error
     return client, where
 

@@ -1,0 +1,230 @@
+"""Drives the broker's core without sockets: says what clients and workers say, carries out what the core answers."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from lighttts.broker.core import Core
+from lighttts.broker.instructions import (
+    Channel,
+    DeleteRequest,
+    Flush,
+    Instruction,
+    Log,
+    Metric,
+    Observe,
+    Reply,
+    SaveRequest,
+)
+from lighttts.broker.outbox import Frames
+from lighttts.broker.state import MemoryStore
+from lighttts.config import BrokerConfig
+from lighttts.errors import LightTTSError
+from lighttts.transport import wire
+from lighttts.transport.wire import Message
+
+SAMPLE_RATE = 24000
+CLIENT = b"client"
+SYNTH = wire.Synth(
+    request_id="r1",
+    text="Hello.",
+    voice="anna",
+    prompt_text="",
+    seed=7,
+    speed=1.0,
+    output="audio",
+    sample_type="f32",
+    deadline_ms=0,
+    credit=100,
+    prompt=b"",
+)
+
+
+def raw(message: Message) -> list[bytes]:
+    """The frames of a message as a socket delivers them."""
+    return [bytes(frame) for frame in wire.encode(message)]
+
+
+def synth(request_id: str = "r1", **changes: object) -> wire.Synth:
+    """A valid request."""
+    return replace(SYNTH, request_id=request_id, **changes)  # type: ignore[arg-type]
+
+
+def encoded(request_id: str, epoch: int, attempt: int = 0) -> wire.Encoded:
+    """The encode stage's result: two sentences, of two ids and one."""
+    return wire.Encoded(
+        request_id=request_id,
+        attempt=attempt,
+        epoch=epoch,
+        lengths=(2, 1),
+        voice_key="key",
+        text_ids=np.array([1, 2, 3], np.int32),
+        prompt_text_ids=np.array([], np.int32),
+        llm_prompt_tokens=np.array([4], np.int32),
+        voice_tokens=np.array([5, 6], np.int32),
+        voice_mel=np.full((4, wire.MEL_BINS), 0.5, np.float32),
+        voice_embedding=np.zeros(wire.EMBEDDING_SIZE, np.float32),
+    )
+
+
+def tokens(request_id: str, epoch: int, seq: int, *, last: bool = False, count: int = 25) -> wire.Tokens:
+    """A frame of the llm stage."""
+    ids = np.arange(count, dtype=np.int32) + seq
+    return wire.Tokens(request_id, 0, epoch, seq, sentence=0, final=last, last=last, tokens=ids)
+
+
+def audio(request_id: str, epoch: int, seq: int, *, last: bool = False, samples: int = 480) -> wire.Audio:
+    """A frame of the decode stage, each sample of it equal to its sequence number."""
+    return wire.Audio(
+        request_id, 0, epoch, seq, 0, last, seq * samples, 25 * (seq + 1), np.full(samples, seq, np.float32)
+    )
+
+
+def mel(request_id: str, epoch: int, seq: int, *, last: bool = False, rows: int = 50) -> wire.Mel:
+    """A mel frame of the decode stage."""
+    return wire.Mel(request_id, 0, epoch, seq, 0, last, seq * rows, 25, np.full((rows, wire.MEL_BINS), seq, np.float32))
+
+
+class Harness:
+    """A core with what it needs around it. `now` is its clock; `full` and `gone` are peers that take no messages.
+
+    `mail` holds what was sent to each peer, `counted` how often each (metric, label) was observed.
+    """
+
+    def __init__(self, *, durable: bool = False, **settings: object) -> None:
+        self.settings = BrokerConfig(**settings)  # type: ignore[arg-type]
+        self.now = 1000.0
+        self.core = Core(self.settings, name="test", store="memory", durable=durable, now=self.now)
+        self.store = MemoryStore()
+        self.durable = durable
+        self.mail: dict[bytes, list[Frames]] = defaultdict(list)
+        self.full: set[bytes] = set()
+        self.gone: set[bytes] = set()
+        self.counted: Counter[tuple[Metric, str]] = Counter()
+        self.observed: dict[Metric, list[float]] = defaultdict(list)
+        self.logs: list[Log] = []
+        self.unanswered: list[str] = []
+        """Requests whose record the store has not confirmed."""
+        self.deleted: list[str] = []
+
+    # ---- events --------------------------------------------------------------------------------------------------
+
+    def say(self, *messages: Message, client: bytes = CLIENT) -> list[Message]:
+        """A client says something; returns what it has been sent since it was last asked."""
+        for message in messages:
+            self.carry_out(self.core.client_message(client, raw(message), self.now))
+        return self.take(client)
+
+    def control(self, worker: bytes, *messages: Message) -> list[Message]:
+        """A worker says something; returns what it has been sent since it was last asked."""
+        for message in messages:
+            self.carry_out(self.core.worker_message(worker, raw(message), self.now))
+        return self.take(worker)
+
+    def result(self, *messages: Message) -> None:
+        """A worker pushes results."""
+        for message in messages:
+            self.carry_out(self.core.result(raw(message), self.now))
+
+    def stored(self, request_id: str, error: LightTTSError | None = None) -> None:
+        """The store answers."""
+        self.unanswered.remove(request_id)
+        self.carry_out(self.core.stored(request_id, error, self.now))
+
+    def tick(self, seconds: float = 0.1, *, alive: Iterable[tuple[bytes, int]] = ()) -> None:
+        """Time passes; workers in `alive` (routing id, epoch) send a heartbeat first."""
+        self.now += seconds
+        for worker, epoch in alive:
+            self.control(worker, wire.Heartbeat(epoch, 0, 0, 0))
+        self.carry_out(self.core.tick(self.now))
+
+    def pass_time(self, seconds: float, *, alive: Iterable[tuple[bytes, int]] = ()) -> None:
+        """Time passes in small steps."""
+        for _ in range(round(seconds / 0.5)):
+            self.tick(0.5, alive=alive)
+
+    # ---- a stack of workers ----------------------------------------------------------------------------------------
+
+    def worker(
+        self, stage: str, epoch: int, *, credit: int = 4, name: str = "", voices: tuple[str, ...] = ("anna",)
+    ) -> bytes:
+        """Registers a worker and grants its credit; returns its routing id."""
+        identity = f"{stage}-{epoch}".encode()
+        self.control(
+            identity,
+            wire.Register(name or f"{stage}-{epoch}", epoch, stage, "test", "model", SAMPLE_RATE, voices),
+            wire.Grant(epoch, credit),
+        )
+        self.take(identity)
+        return identity
+
+    def stack(self, credit: int = 4) -> None:
+        """One worker of each stage, with epochs 1, 2 and 3."""
+        for epoch, stage in enumerate(wire.STAGES, 1):
+            self.worker(stage, epoch, credit=credit)
+
+    # ---- what came of it -------------------------------------------------------------------------------------------
+
+    def take(self, peer: bytes) -> list[Message]:
+        """The messages sent to `peer` since this was last asked."""
+        return [wire.decode(frames) for frames in self.mail.pop(peer, [])]
+
+    def carry_out(self, instructions: Iterable[Instruction]) -> None:
+        """Does what the core says."""
+        todo = deque(instructions)
+        while todo:
+            instruction = todo.popleft()
+            match instruction:
+                case Flush(channel, outbox):
+                    while (frames := outbox.ready()) is not None:
+                        if outbox.peer in self.gone:
+                            todo.extend(self.core.gone(channel, outbox.peer, self.now))
+                            break
+                        if outbox.peer in self.full:
+                            self.core.full(channel, outbox)
+                            break
+                        self.mail[outbox.peer].append(frames)
+                        outbox.sent()
+                case Reply(channel, peer, frames):
+                    if peer in self.gone:
+                        todo.extend(self.core.gone(channel, peer, self.now))
+                    elif peer in self.full:
+                        self.core.unanswered(instruction)
+                    else:
+                        self.mail[peer].append(frames)
+                case Observe(metric, value, label):
+                    self.counted[metric, label] += 1
+                    self.observed[metric].append(value)
+                case Log():
+                    self.logs.append(instruction)
+                case _:
+                    self._write(instruction)
+
+    def _write(self, write: Instruction) -> None:
+        if isinstance(write, SaveRequest) and self.durable:
+            self.unanswered.append(write.request_id)
+        if isinstance(write, DeleteRequest):
+            self.deleted.append(write.request_id)
+        self.store.write(write)  # type: ignore[arg-type]
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing at all is left of any request."""
+        board = self.core._board
+        queues = self.core._dispatcher._queues
+        return (
+            self.core.idle
+            and not board.requests.clients
+            and not self.store.requests
+            and not board.prompts.used
+            and not board.output.used
+            and not any(queues.values())
+            and not any(worker.active for worker in board.workers)
+        )
+
+
+__all__ = ["CLIENT", "SAMPLE_RATE", "Channel", "Harness", "audio", "encoded", "mel", "raw", "synth", "tokens"]
