@@ -7,15 +7,22 @@ import socket
 
 
 def notify(*states: str) -> bool:
-    """Sends states such as ``READY=1`` or ``STATUS=3 active`` to the service manager; False if there is none."""
+    """Sends states such as ``READY=1`` or ``STATUS=3 active`` to the service manager; never blocks.
+
+    False if there is no manager, or it does not take them now: its queue is full, or it is gone.
+    """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return False
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        channel.connect(address)
-        channel.sendall("\n".join(states).encode())
+        channel.setblocking(False)
+        try:
+            channel.connect(address)
+            channel.sendall("\n".join(states).encode())
+        except OSError:
+            return False
     return True
 
 

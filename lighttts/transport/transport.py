@@ -155,12 +155,12 @@ class Sockets:
         """A DEALER connected to `endpoint`. Raises `ConfigError`."""
         return self._keep(Link(self._connected(zmq.DEALER, endpoint, identity), endpoint))
 
-    def watched_dealer(self, endpoint: str) -> tuple[Link, Link]:
-        """A DEALER connected to `endpoint`, and a link that receives its `watch.connection_event`s. Raises
+    def watched_dealer(self, endpoint: str, identity: bytes = b"") -> tuple[Link, Link]:
+        """A DEALER as `dealer` makes it, and a link that receives its `watch.connection_event`s. Raises
         `ConfigError`."""
         socket = make_socket(self._context, zmq.DEALER, self.options)
         events = self._keep(Link(socket.get_monitor_socket(WATCHED_EVENTS), endpoint))
-        return self._keep(Link(self._connect(socket, endpoint, b""), endpoint)), events
+        return self._keep(Link(self._connect(socket, endpoint, identity), endpoint)), events
 
     def push(self, endpoint: str) -> Link:
         """A PUSH connected to `endpoint`. Raises `ConfigError`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 from lighttts import metrics
@@ -18,10 +17,13 @@ from lighttts.notify import notify, watchdog_interval
 from lighttts.transport import wire
 from lighttts.transport.reactor import Reactor
 from lighttts.transport.sockets import SocketOptions
-from lighttts.transport.transport import NO_TARGET, Delivery, Sockets
+from lighttts.transport.transport import Sockets
+from lighttts.transport.watch import Connection, connection_event
 from lighttts.workers.compute import Compute
+from lighttts.workers.control import ControlLine
 from lighttts.workers.membership import FAREWELL_TIMEOUT, Action, Event, Membership, State
 from lighttts.workers.outbox import Outbox
+from lighttts.workers.report import Report
 from lighttts.workers.stage import Boot, Stage, work_of
 from lighttts.workers.workload import Workload
 
@@ -32,7 +34,6 @@ STUCK = 30.0
 HIGH_WATER_MARK = 256
 """Messages a socket queues: bounds the audio that waits in memory for a slow broker."""
 _SHORTEST_BEAT = 0.01
-_START_TIMEOUT_EXTENSION = "EXTEND_TIMEOUT_USEC=30000000"
 
 
 class Worker:
@@ -54,17 +55,19 @@ class Worker:
         self._stage = stage
         self._boot = boot
         self._endpoint = workers
-        self._observe = observe
+        self._report = Report(stage, observe)
         self._log = get_logger(stage=stage.name, worker=boot.worker)
         self._sockets = Sockets(SocketOptions(high_water_mark=HIGH_WATER_MARK))
         try:
-            self._control = self._sockets.dealer(workers, boot.identity)
+            control, connection = self._sockets.watched_dealer(workers, boot.identity)
+            self._line = ControlLine(control)
             outbox = Outbox(self._sockets.push(results))
         except LightTTSError:
             self._sockets.close()
             raise
         self._reactor = Reactor()
-        self._reactor.add(self._control, self._received)
+        self._reactor.add(control, self._received)
+        self._reactor.add(connection, self._connection)
         self._compute = Compute(stage, boot.epoch, lambda: self._reactor.post(self._collect))
         self._load = Workload(
             stage,
@@ -76,12 +79,9 @@ class Worker:
             log=self._log,
         )
         self._membership = Membership(time.monotonic())
-        self._unsent: deque[wire.Message] = deque()
         self._credit = 0
-        self._beats = self._answers = 0
         self._settled_at: int | None = None
         self._waiting_told = False
-        self._reported = (time.monotonic(), 0.0)
         self._exit_code = 0
         # Reentrant: a signal may come while this thread holds it.
         self._life = threading.RLock()
@@ -151,10 +151,10 @@ class Worker:
 
     def _tick(self) -> None:
         self._check()
-        self._flush_control()
+        self._line.flush()
         self._beat()
         self._settle()
-        self._report()
+        self._report(self._membership.state, len(self._load))
         self._reactor.after(self._membership.interval, self._tick)
 
     def _check(self) -> None:
@@ -165,19 +165,6 @@ class Worker:
             self._log.warning("no answer from the broker, waiting for it", endpoint=self._endpoint)
         self._on(Event.SILENCE)
 
-    def _report(self) -> None:
-        (then, made), now = self._reported, time.monotonic()
-        self._reported = (now, self._stage.made)
-        rate = (self._stage.made - made) / max(now - then, 1e-3)
-        status = f"STATUS={self._membership.state.value}, {len(self._load)} active, {rate:.0f} {self._stage.unit}/s"
-        # The service manager's start timeout must not end a worker that waits for its broker.
-        waits = self._membership.state is State.JOINING
-        notify(*((_START_TIMEOUT_EXTENSION, status) if waits else (status,)))
-        metrics.queue_length.labels(self._stage.name).set(self._stage.waiting)
-        metrics.active_requests.labels(self._stage.name).set(len(self._load))
-        metrics.memory_usage.labels("rss").set(metrics.resident_bytes())
-        self._observe()
-
     def _watch(self) -> None:
         if self._compute.moved():
             notify("WATCHDOG=1")
@@ -185,52 +172,40 @@ class Worker:
     # ---- actions of the membership -------------------------------------------------------------------------------
 
     def _register(self) -> None:
-        self._unsent.clear()
-        self._beats = self._answers = self._credit = 0
-        self._send(self._boot.register())
+        self._credit = 0
+        self._line.begin(self._boot.register())
 
     def _grant(self) -> None:
         self._credit = self._stage.capacity
         self._grant_credit()
         self._waiting_told = False
-        notify("READY=1")
+        self._report(self._membership.state, len(self._load))
 
     def _drain(self) -> None:
         notify("STOPPING=1")
-        self._send(wire.Drain(self._boot.epoch))
+        self._line.send(wire.Drain(self._boot.epoch))
         self._settle()
 
     def _bye(self) -> None:
         notify("STOPPING=1")
-        self._send(wire.Bye(self._boot.epoch))
+        self._line.send(wire.Bye(self._boot.epoch))
         self._reactor.after(FAREWELL_TIMEOUT * 1.1, self._check)
-        if self._unsent:
+        if not self._line.clear:
             self._reactor.post(lambda: self._on(Event.SILENCE))
 
     # ---- to the broker -------------------------------------------------------------------------------------------
 
-    def _send(self, message: wire.Message) -> None:
-        self._unsent.append(message)
-        self._flush_control()
-
-    def _flush_control(self) -> None:
-        while self._unsent:
-            if self._control.send(NO_TARGET, wire.encode(self._unsent[0])) is not Delivery.SENT:
-                return
-            self._unsent.popleft()
-
     def _beat(self) -> bool:
         """Sends a heartbeat; False if it had to be left out."""
-        if self._membership.state not in (State.READY, State.DRAINING) or self._unsent:
+        if self._membership.state not in (State.READY, State.DRAINING):
             return False
-        beat = wire.Heartbeat(self._boot.epoch, len(self._load), self._stage.waiting, self._compute.progress)
-        sent = self._control.send(NO_TARGET, wire.encode(beat)) is Delivery.SENT
-        self._beats += sent
-        return sent
+        return self._line.beat(
+            wire.Heartbeat(self._boot.epoch, len(self._load), self._stage.waiting, self._compute.progress)
+        )
 
     def _grant_credit(self) -> None:
         if self._credit and self._membership.state is State.READY:
-            self._send(wire.Grant(self._boot.epoch, self._credit))
+            self._line.send(wire.Grant(self._boot.epoch, self._credit))
             self._credit = 0
 
     def _settle(self) -> None:
@@ -245,8 +220,8 @@ class Worker:
             self._settled_at = None
         elif self._settled_at is None:
             if self._beat():
-                self._settled_at = self._beats
-        elif self._answers >= self._settled_at:
+                self._settled_at = self._line.beats
+        elif self._line.answers >= self._settled_at:
             self._on(Event.SETTLED)
 
     # ---- from the compute thread ---------------------------------------------------------------------------------
@@ -261,6 +236,13 @@ class Worker:
         self._credit += self._load.freed()
         self._grant_credit()
         self._settle()
+
+    def _connection(self, _peer: bytes, frames: list[bytes]) -> None:
+        """A new connection may bring a new broker, and a lost one may have taken messages with it."""
+        if connection_event(frames) is Connection.MADE:
+            self._line.flush()
+        else:
+            self._on(Event.SILENCE)
 
     # ---- from the broker -----------------------------------------------------------------------------------------
 
@@ -294,7 +276,7 @@ class Worker:
         self._on(Event.REGISTERED)
 
     def _answered(self, known: bool) -> None:
-        self._answers += 1
+        self._line.answers += 1
         if known:
             self._settle()
         else:

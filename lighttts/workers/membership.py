@@ -38,7 +38,7 @@ class Event(enum.Enum):
     FORGOTTEN = enum.auto()
     """The broker does not know this worker."""
     SILENCE = enum.auto()
-    """Nothing was heard of the broker for longer than the state allows."""
+    """Nothing was heard of the broker for longer than the state allows, or its connection broke."""
     TERMINATE = enum.auto()
     """Asked to end: the first time by draining, the second time at once."""
     STOP = enum.auto()

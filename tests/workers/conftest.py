@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.workers.fakes import FakeBroker, Running, ScriptedStage, running
+from tests.workers.fakes import OPEN, Address, FakeBroker, Running, ScriptedStage, running
+
+
+@pytest.fixture(autouse=True)
+def _no_broker_stays_open() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().close()
 
 
 @pytest.fixture
-def broker() -> Iterator[FakeBroker]:
-    broker = FakeBroker()
-    yield broker
-    broker.close()
+def broker() -> FakeBroker:
+    return FakeBroker()
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Address:
+    """Where there is no broker yet. No TCP port: while none listens there, a connection attempt may find itself."""
+    return Address(f"ipc://{tmp_path}/workers", f"ipc://{tmp_path}/results")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import zmq
@@ -20,8 +20,20 @@ from lighttts.workers.stage import Boot, Result, Stage, Work, work_of
 
 PATIENCE = 30.0
 """Seconds after which what a test waits for is taken to be missing."""
-ANYWHERE = "tcp://127.0.0.1:0"
 BOOT = Boot("llm", "scripted:0", 24_000)
+
+OPEN: list[FakeBroker] = []
+"""Brokers of the running test; closed after it, for a test that fails leaves its own open."""
+
+
+class Address(NamedTuple):
+    """Where a broker is, or will be."""
+
+    workers: str = "tcp://127.0.0.1:0"
+    results: str = "tcp://127.0.0.1:0"
+
+
+ANYWHERE = Address()
 
 M = TypeVar("M", bound=wire.Message)
 
@@ -29,10 +41,12 @@ M = TypeVar("M", bound=wire.Message)
 class FakeBroker:
     """Answers heartbeats while `answers` is true and keeps everything else for the test to ask for, in order."""
 
-    def __init__(self, workers: str = ANYWHERE, results: str = ANYWHERE, high_water_mark: int = 1000) -> None:
-        self._sockets = Sockets(SocketOptions(high_water_mark=high_water_mark))
-        self._router = self._sockets.router(workers)
-        self._pull = self._sockets.pull(results)
+    def __init__(self, address: Address = ANYWHERE, high_water_mark: int = 1000) -> None:
+        self._sockets = Sockets(SocketOptions(linger_ms=0, high_water_mark=high_water_mark))
+        self._closed = False
+        OPEN.append(self)
+        self._router = self._sockets.router(address.workers)
+        self._pull = self._sockets.pull(address.results)
         self.workers = self._router.endpoint
         self.results = self._pull.endpoint
         self.peer = b""
@@ -45,7 +59,9 @@ class FakeBroker:
         self._frames: deque[wire.Message] = deque()
 
     def close(self) -> None:
-        self._sockets.close()
+        if not self._closed:
+            self._closed = True
+            self._sockets.close()
 
     def send(self, message: wire.Message) -> None:
         assert self._router.send(self.peer, wire.encode(message)) is Delivery.SENT
@@ -89,7 +105,9 @@ class FakeBroker:
         others: list[wire.Message] = []
         while not (frames and frames[-1].last):
             message = self._next(self._frames, wire.Message)
-            (frames if isinstance(message, wire.Tokens) and message.request_id == request_id else others).append(message)
+            (frames if isinstance(message, wire.Tokens) and message.request_id == request_id else others).append(
+                message
+            )
         self._frames.extendleft(reversed(others))
         return frames
 
@@ -117,7 +135,8 @@ class FakeBroker:
             poller.register(self._pull.socket, zmq.POLLIN)
         ready = dict(poller.poll(timeout_ms))
         if self._router.socket in ready:
-            for self.peer, frames in self._router.receive(1000):
+            for peer, frames in self._router.receive(1000):
+                self.peer = peer
                 self._take(wire.decode(frames))
         if self._pull.socket in ready:
             self._frames.extend(wire.decode(frames) for _, frames in self._pull.receive(1000))
@@ -217,7 +236,7 @@ def work(request_id: str, frames: int = 1, *, seed: int = 0, attempt: int = 0) -
 class Running:
     """A worker in a thread of its own."""
 
-    def __init__(self, stage: Stage, broker: FakeBroker, boot: Boot = BOOT) -> None:
+    def __init__(self, stage: Stage, broker: FakeBroker | Address, boot: Boot = BOOT) -> None:
         self.worker = Worker(stage, boot, workers=broker.workers, results=broker.results)
         self.exit_code: int | None = None
         self._thread = threading.Thread(target=self._run)
@@ -233,7 +252,7 @@ class Running:
 
 
 @contextmanager
-def running(stage: Stage, broker: FakeBroker, boot: Boot = BOOT) -> Iterator[Running]:
+def running(stage: Stage, broker: FakeBroker | Address, boot: Boot = BOOT) -> Iterator[Running]:
     """A worker that is stopped at the end, whatever the test left it doing."""
     worker = Running(stage, broker, boot)
     try:

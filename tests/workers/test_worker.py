@@ -149,9 +149,7 @@ def test_nothing_is_sent_of_a_request_after_its_abort(
 
 
 @pytest.mark.parametrize("seed", [ScriptedStage.REFUSED, ScriptedStage.UNSENDABLE])
-def test_a_request_that_fails_fails_alone(
-    broker: FakeBroker, stage: ScriptedStage, worker: Running, seed: int
-) -> None:
+def test_a_request_that_fails_fails_alone(broker: FakeBroker, stage: ScriptedStage, worker: Running, seed: int) -> None:
     broker.joined()
     stage.gate.clear()
     broker.send(work("good", frames=20))
@@ -249,7 +247,6 @@ def test_nothing_is_lost_or_reordered_when_the_broker_reads_slowly(stage: Script
         assert 0 < stalled(broker) < frames
         broker.reading = True
         streams = {name: broker.stream(name) for name in ("a", "b")}
-    broker.close()
     assert {name: [frame.tokens[0] for frame in stream] for name, stream in streams.items()} == {
         "a": list(range(frames)),
         "b": list(range(frames)),
@@ -266,7 +263,6 @@ def test_an_abort_is_obeyed_while_the_broker_reads_slowly(stage: ScriptedStage) 
         broker.send(wire.Abort("a", 0))
         broker.regains(1)
         assert stage.freed == [Work("a", 0)]
-    broker.close()
 
 
 def test_health_says_whether_work_can_be_taken(

@@ -1,0 +1,26 @@
+"""A worker process with a `ScriptedStage`: python -m tests.workers.scripted_process WORKERS RESULTS MODE.
+
+Modes: "runs", or "hangs" in its first step.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from lighttts.config import BrokerConfig, Config
+from lighttts.workers import base
+from lighttts.workers.service import serve
+from tests.workers.fakes import BOOT, ScriptedStage
+
+
+def main(workers: str, results: str, mode: str) -> int:
+    base.COMPUTE_STOP = 0.2
+    stage = ScriptedStage(epoch=BOOT.epoch)
+    if mode == "hangs":
+        stage.gate.clear()
+    config = Config(broker=BrokerConfig(workers=workers, results=results))
+    return serve(stage, BOOT, config, metrics_port=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,128 @@
+"""The encode worker's stage on the tiny reference model."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+from prometheus_client import REGISTRY
+from safetensors.numpy import load_file
+
+from lighttts.frontend.encode import EncodeEngine, EncodeJob
+from lighttts.transport import wire
+from lighttts.workers.encode import EncodeStage
+from lighttts.workers.stage import Result, Work
+from tests.workers.golden import GOLDEN, VOICE, directory, encode_engine
+
+TEXT = "Hello there, general. How are you today?"
+
+
+def encode_work(
+    request_id: str, text: str = TEXT, *, voice: str = VOICE, prompt: bytes = b"", prompt_text: str = ""
+) -> wire.EncodeWork:
+    return wire.EncodeWork(request_id, 2, text, voice, prompt_text, prompt)
+
+
+def prompt_file() -> bytes:
+    file = io.BytesIO()
+    wave = load_file(GOLDEN / "frontend" / "features.safetensors")["wav24k"].reshape(-1)
+    soundfile.write(file, wave, 24_000, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def stage(engine: EncodeEngine | None = None) -> EncodeStage:
+    return EncodeStage(engine or encode_engine(), epoch=9, capacity=4)
+
+
+def run(stage: EncodeStage, *works: wire.EncodeWork) -> list[Result]:
+    for work in works:
+        stage.accept(work)
+    results = []
+    while stage.busy:
+        results += stage.step()
+    return results
+
+
+def hit_rate() -> float | None:
+    return REGISTRY.get_sample_value("light_tts_cache_hit_rate", {"cache_type": "voice"})
+
+
+@pytest.mark.parametrize(
+    ("voice", "prompt", "prompt_text"),
+    [(VOICE, b"", ""), ("", prompt_file(), "what is said"), ("", prompt_file(), "")],
+    ids=["preset", "zero_shot", "cross_lingual"],
+)
+def test_the_message_holds_what_the_engine_made(voice: str, prompt: bytes, prompt_text: str) -> None:
+    work = encode_work("a", voice=voice, prompt=prompt, prompt_text=prompt_text)
+    (result,) = run(stage(), work)
+    expected = encode_engine().encode(EncodeJob(TEXT, voice, prompt, prompt_text))
+    message = result.message
+    assert result.ends
+    assert isinstance(message, wire.Encoded)
+    assert (message.request_id, message.attempt, message.epoch) == ("a", 2, 9)
+    assert message.lengths == tuple(len(sentence.ids) for sentence in expected.sentences)
+    np.testing.assert_array_equal(message.text_ids, np.concatenate([s.ids for s in expected.sentences]))
+    np.testing.assert_array_equal(message.prompt_text_ids, expected.prompt_text_ids)
+    np.testing.assert_array_equal(message.llm_prompt_tokens, expected.llm_prompt_tokens)
+    np.testing.assert_array_equal(message.voice_tokens, expected.voice.tokens)
+    np.testing.assert_array_equal(message.voice_mel, expected.voice.mel)
+    np.testing.assert_array_equal(message.voice_embedding, expected.voice.embedding)
+    assert message.voice_key == expected.voice.key
+    assert wire.decode([bytes(frame) for frame in wire.encode(message)]) == message
+
+
+def test_requests_are_encoded_in_the_order_they_came() -> None:
+    results = run(stage(), *(encode_work(name) for name in "abc"))
+    assert [result.work.request_id for result in results] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("work", "code"),
+    [
+        (encode_work("bad", voice="nobody"), "unknown_voice"),
+        (encode_work("bad", text=" "), "invalid_input"),
+        (encode_work("bad", voice="", prompt=b"no audio"), "invalid_input"),
+    ],
+)
+def test_a_request_that_is_wrong_is_answered_with_its_error_and_the_next_is_encoded(
+    work: wire.EncodeWork, code: str
+) -> None:
+    bad, good = run(stage(), work, encode_work("good"))
+    assert isinstance(bad.message, wire.StageFailed)
+    assert (bad.ends, bad.message.code, bad.message.retryable) == (True, code, False)
+    assert isinstance(good.message, wire.Encoded)
+
+
+def test_a_defect_of_one_request_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = EncodeEngine(directory())
+    encode = engine.encode
+
+    def breaks(job: EncodeJob) -> object:
+        if job.text == "breaks":
+            raise ZeroDivisionError
+        return encode(job)
+
+    monkeypatch.setattr(engine, "encode", breaks)
+    bad, good = run(stage(engine), encode_work("bad", "breaks"), encode_work("good"))
+    assert isinstance(bad.message, wire.StageFailed)
+    assert bad.message.code == "worker_failed"
+    assert "ZeroDivisionError" in bad.message.text
+    assert isinstance(good.message, wire.Encoded)
+
+
+def test_an_aborted_request_is_not_encoded() -> None:
+    worker = stage()
+    worker.accept(encode_work("a"))
+    worker.accept(encode_work("b"))
+    assert worker.waiting == 2
+    worker.abort(Work("a", 2))
+    assert [result.work.request_id for result in run(worker)] == ["b"]
+
+
+def test_prompts_heard_before_come_from_the_cache_and_the_gauge_says_how_many() -> None:
+    worker = stage(EncodeEngine(directory()))
+    run(worker, *(encode_work(name, voice="", prompt=prompt_file()) for name in "abcd"))
+    worker.observe()
+    assert hit_rate() == 0.75
