@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lighttts.models.streaming import CausalConv1d, StreamedAttention, Window, number_layers
+from lighttts.models.streaming import CausalConv1d, StreamedAttention, Window, convolve, number_layers
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ def align_distances(scores: Tensor, columns: int) -> Tensor:
     row above, which is a plain view once the rows lie end to end.
     """
     new, distances = scores.shape[-2:]
+    if new == 1:
+        return scores
     flat = scores.flatten(-2)[..., new - 1 : new * distances - 1]
-    return flat.unflatten(-1, (new, distances - 1))[..., :columns]
+    return flat.view(*flat.shape[:-1], new, distances - 1)[..., :columns]
 
 
 class RelativeAttention(StreamedAttention):
@@ -75,7 +77,7 @@ class RelativeAttention(StreamedAttention):
         nn.init.xavier_uniform_(self.pos_bias_v)
 
     def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
+        return x.view(*x.shape[:-1], self.heads, -1)
 
     def forward(self, x: Tensor, positions: Tensor, window: Window) -> Tensor:
         query = self.split(self.linear_q(x))
@@ -118,7 +120,8 @@ class ConformerLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, window: Window) -> Tensor:
         x = x + self.dropout(self.self_attn(self.norm_mha(x), positions, window))
-        return x + self.dropout(self.feed_forward(self.norm_ff(x)))
+        out: Tensor = x + self.dropout(self.feed_forward(self.norm_ff(x)))
+        return out
 
 
 class LinearEmbedding(nn.Module):
@@ -147,8 +150,8 @@ class LookAhead(nn.Module):
 
     def forward(self, x: Tensor, window: Window) -> Tensor:
         """(rows, tokens + look_ahead, width) -> (rows, tokens, width)."""
-        ahead: Tensor = F.leaky_relu(self.conv1(x.transpose(1, 2))).transpose(1, 2)
-        out: Tensor = self.conv2(ahead, window)
+        ahead = convolve(x, self.conv1.weight, self.conv1.bias)
+        out: Tensor = self.conv2(F.leaky_relu(ahead), window)
         return out + x[:, : out.size(1)]
 
 
@@ -159,8 +162,7 @@ class UpsamplingConv1d(CausalConv1d):
         super().__init__(channels, channels, taps=5)
 
     def forward(self, x: Tensor, window: Window) -> Tensor:
-        led = window.lead(self.first, x).repeat_interleave(2, dim=1)
-        return F.conv1d(led.transpose(1, 2), self.weight, self.bias).transpose(1, 2)
+        return convolve(window.lead(self.first, x).repeat_interleave(2, dim=1), self.weight, self.bias)
 
 
 class UpLayer(nn.Module):

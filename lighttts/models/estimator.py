@@ -82,7 +82,7 @@ class SelfAttention(StreamedAttention):
         self.to_out = nn.ModuleList([nn.Linear(self.width, config.width)])
 
     def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
     def forward(self, x: Tensor, window: Window) -> Tensor:
         keys, values = window.extend(self.layer, self.to_k(x), self.to_v(x))
@@ -123,7 +123,8 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, window: Window) -> Tensor:
         x = x + self.attn1(self.norm1(x), window)
-        return x + self.ff(self.norm3(x))
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
 
 
 class Stage(nn.ModuleList):

@@ -64,12 +64,13 @@ def vocode(model: HiFTGenerator, hops: Sequence[VocoderHop]) -> list[VocoderResu
     """Audio of each hop, in the order of `hops`.
 
     Hops of one length are computed together. Different lengths are not padded to one: the convolutions would carry
-    the padding into the audio.
+    the padding into the audio. On a CPU each hop is computed alone: a batch is slower there, as it leaves the caches.
     """
-    groups: dict[tuple[int, bool, bool], list[int]] = defaultdict(list)
+    groups: dict[tuple[int, bool, bool, int], list[int]] = defaultdict(list)
+    alone = model.device.type == "cpu"
     for index, hop in enumerate(hops):
         held = 0 if hop.state is None else OVERLAP
-        groups[held + hop.mel.size(0), held > 0, hop.seed is None].append(index)
+        groups[held + hop.mel.size(0), held > 0, hop.seed is None, index if alone else 0].append(index)
     results: dict[int, VocoderResult] = {}
     for members in groups.values():
         results.update(zip(members, _vocode_even(model, [hops[index] for index in members]), strict=True))

@@ -69,6 +69,17 @@ class Window:
         return cls(chunk_mask(torch.zeros_like(new), new, 0, width, chunk))
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolution without padding of (rows, frames, channels) with a `nn.Conv1d` weight: frames - taps + 1 are left.
+
+    As one product: a convolution's kernel is chosen by the size of the batch, and a row's last bits with it.
+    """
+    taps = weight.size(-1)
+    frames = x.size(1) - taps + 1
+    shifted = torch.cat([x[:, tap : tap + frames] for tap in range(taps)], dim=-1)
+    return F.linear(shifted, weight.transpose(1, 2).flatten(1), bias)
+
+
 class CausalConv1d(nn.Module):
     """Convolution over (rows, frames, channels) that sees a frame and the `TAIL` frames before it.
 
@@ -85,8 +96,7 @@ class CausalConv1d(nn.Module):
         self.bias = like.bias
 
     def forward(self, x: Tensor, window: Window) -> Tensor:
-        led = window.lead(self.first, x)
-        return F.conv1d(led.transpose(1, 2), self.weight, self.bias).transpose(1, 2)
+        return convolve(window.lead(self.first, x), self.weight, self.bias)
 
 
 class StreamedAttention(nn.Module):
@@ -228,14 +238,14 @@ class StreamBatch:
 
     def keep(self, step: int, window: StreamWindow) -> None:
         self.new_tails[step] = window.new_tails
-        cache = window.cache.unflatten(2, (self.shape.rows, len(self.states)))
+        cache = window.cache.view(*window.cache.shape[:2], self.shape.rows, len(self.states), *window.cache.shape[3:])
         for index, (kept, length) in enumerate(zip(self.kept, self.lengths, strict=True)):
             if kept is not None:
                 kept[step] = cache[:, :, :, index, self.past : self.past + length]
 
     def advanced(self) -> list[StreamState | None]:
         """The state of each request after its frames; None where nothing follows."""
-        tails = self.new_tails.unflatten(1, (self.shape.rows, len(self.states)))
+        tails = self.new_tails.view(self.shape.passes, self.shape.rows, len(self.states), TAIL, self.shape.channels)
         return [
             None if kept is None else StreamState(state.length + length, tails[:, :, i].clone(), (*state.chunks, kept))
             for i, (state, kept, length) in enumerate(zip(self.states, self.kept, self.lengths, strict=True))
