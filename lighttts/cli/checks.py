@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lighttts.errors import LightTTSError
+from lighttts.errors import LightTTSError, Unavailable
 from lighttts.transport.endpoints import connectable, listening
 
 if TYPE_CHECKING:
@@ -154,6 +154,8 @@ def broker(address: str) -> Iterator[Finding]:
     from lighttts.client import Client
 
     try:
+        if not listening(address):
+            raise Unavailable(f"no broker answers at {address}: start one with `lighttts-cli up`")
         with Client(address) as client:
             status = client.status()
     except LightTTSError as error:

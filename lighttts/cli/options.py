@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lighttts.errors import MissingDependency
-from lighttts.transport.endpoints import DEFAULT_BROKER, connectable
+from lighttts.errors import MissingDependency, Unavailable
+from lighttts.transport.endpoints import DEFAULT_BROKER, connectable, listening
 
 if TYPE_CHECKING:
     from lighttts.config import Config
@@ -60,6 +60,14 @@ def broker_address(options: argparse.Namespace) -> str:
     if options.config or options.set or any(name.startswith("LIGHTTTS_BROKER__") for name in os.environ):
         return connectable(configuration(options).broker.clients)
     return DEFAULT_BROKER
+
+
+def running_broker(options: argparse.Namespace) -> str:
+    """`broker_address`, where something listens. Raises `Unavailable` at once if nothing does."""
+    address = broker_address(options)
+    if not listening(address):
+        raise Unavailable(f"no broker answers at {address}: start one with `lighttts-cli up`")
+    return address
 
 
 def config_arguments(options: argparse.Namespace) -> list[str]:

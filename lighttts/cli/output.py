@@ -33,7 +33,9 @@ class OutputFile:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):
+            # What could not be written was told when it was flushed; closing would try once more.
+            self.file.close()
         if self._named:
             with contextlib.suppress(FileNotFoundError):
                 self._temporary.unlink()

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from lighttts.cli.warden import FOLDER, Command, Task
+from lighttts.cli.warden import FOLDER, KILL, STOP, Command, Task
 from lighttts.errors import BY_CODE, ConfigError, LightTTSError, ModelError, Unavailable, WorkerFailed
 
 if TYPE_CHECKING:
@@ -93,8 +93,12 @@ class Stack:
         )
 
     def stop(self) -> None:
-        """Asks the daemons to end, in the grace time; called again, kills them."""
-        self._order(b"\n")
+        """Asks the daemons to end, in the grace time."""
+        self._order(STOP)
+
+    def kill(self) -> None:
+        """Ends the daemons at once."""
+        self._order(KILL)
 
     def wait(self) -> None:
         """Waits until everything has ended."""
@@ -158,18 +162,14 @@ def private_endpoint(stack: Stack) -> str:
 
 
 def model_directory(config: Config, chosen: Path | None) -> Path:
-    """The model directory as an absolute path: `chosen`, or as configured, here or else beside the package.
+    """The model directory as an absolute path: `chosen`, or as configured.
 
     Raises `ModelError` when there is none, at once rather than when the workers look for it.
     """
-    wanted = chosen or config.model.directory
-    places = [wanted.absolute()]
-    if not chosen and not wanted.is_absolute():
-        places.append(Path(__file__).parents[2] / wanted)
-    for place in places:
-        if place.is_dir():
-            return place
-    raise ModelError(f"there is no model directory {places[0]}: name one with --model, or set model.directory")
+    place = (chosen or config.model.directory).absolute()
+    if not place.is_dir():
+        raise ModelError(f"there is no model directory {place}: name one with --model, or set model.directory")
+    return place
 
 
 def _failure(name: str, code: int, words: str) -> LightTTSError:

@@ -66,9 +66,9 @@ def _serve(stack: Stack, endpoint: str, counts: dict[str, int]) -> None:
 
 
 def _stop(stack: Stack) -> None:
-    print("stopping; Ctrl-C again to stop at once", file=sys.stderr)
-    stack.stop()
     try:
+        stack.stop()
+        print("stopping; Ctrl-C again to stop at once", file=sys.stderr)
         stack.wait()
     except (KeyboardInterrupt, Stopped):
-        stack.stop()
+        stack.kill()

@@ -1,9 +1,9 @@
 """The process between a command and its daemons, so that nothing outlives the command.
 
 ``python -m lighttts.cli.warden`` reads its task as one JSON line from standard input, starts the daemons, and waits
-for that input to end, which it does when the command closes it, crashes or is killed, or for a byte, the order to stop.
-Then it asks the daemons to end (a second byte: kills them), removes the private folder and leaves. If the warden itself
-is killed, the kernel ends the daemons (see `lighttts.cli.child`).
+for an order to stop, or for that input to end, which it does when the command closes it, crashes or is killed. Then it
+ends the daemons, removes the private folder and leaves. If the warden itself is killed, the kernel ends the daemons
+(see `lighttts.cli.child`).
 
 Task:    {"private": bool, "grace": seconds, "commands": [{"name": str, "arguments": [str]}]}
 Reports: {"folder": path} or {"failed": sentence}, first, if private;
@@ -27,6 +27,10 @@ from typing import BinaryIO, TypedDict
 
 FOLDER = "{folder}"
 """Stands for the private folder in a command's arguments."""
+
+STOP = b"s"
+KILL = b"k"
+"""Orders: end the daemons in the grace time, end them at once."""
 
 _ROOM_FOR_NAMES = 24
 _IPC_PATH_MAX = 107
@@ -69,30 +73,33 @@ class Warden:
         for command in self._task["commands"]:
             self._processes[command["name"]] = self._spawn(command)
 
-    def watch(self, orders: int, child_signals: int) -> bool:
-        """Reports daemons that end, until an order comes (True) or the input ends (False)."""
+    def watch(self, orders: int, child_signals: int) -> bytes:
+        """Reports daemons that end, until an order comes, which it returns, or the input ends."""
         while True:
             ready, _, _ = select.select([orders, child_signals], [], [])
             if child_signals in ready:
                 os.read(child_signals, 4096)
                 self._reap()
             if orders in ready:
-                return bool(os.read(orders, 4096))
+                return os.read(orders, 4096)
 
-    def stop(self, orders: int | None, child_signals: int) -> None:
-        """Asks the daemons to end, kills those left after the grace time or at another order, and tidies up."""
-        deadline = time.monotonic() + self._task["grace"]
-        if self._task["grace"]:
+    def stop(self, order: bytes, orders: int, child_signals: int) -> None:
+        """Asks the daemons to end, kills those left after the grace time or when so ordered, and tidies up."""
+        grace = 0.0 if KILL in order else self._task["grace"]
+        deadline = time.monotonic() + grace
+        if grace:
             self._signal(signal.SIGTERM)
+        listening = bool(order)
         while self._reap() and time.monotonic() < deadline:
-            sources = [child_signals] if orders is None else [child_signals, orders]
+            sources = [child_signals, orders] if listening else [child_signals]
             ready, _, _ = select.select(sources, [], [], max(0.0, deadline - time.monotonic()))
             if child_signals in ready:
                 os.read(child_signals, 4096)
-            if orders in ready and orders is not None:
-                if os.read(orders, 4096):
+            if orders in ready:
+                order = os.read(orders, 4096)
+                listening = bool(order)
+                if KILL in order:
                     break
-                orders = None
         self._signal(signal.SIGKILL)
         for process in self._processes.values():
             process.wait()
@@ -162,12 +169,12 @@ def main() -> int:
     if not line.endswith(b"\n"):
         return 0
     warden = Warden(json.loads(line), sys.stdout.buffer)
-    ordered = False
+    order = b""
     try:
         warden.start()
-        ordered = warden.watch(0, reader)
+        order = warden.watch(0, reader)
     finally:
-        warden.stop(0 if ordered else None, reader)
+        warden.stop(order, 0, reader)
     return 0
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from lighttts.transport.reactor import Reactor
 from lighttts.transport.transport import Delivery, Sockets
 from lighttts.transport.wire import (
+    STAGES,
     Accepted,
     Audio,
     Cancel,
@@ -84,10 +85,12 @@ class FakeBroker:
         chunks: int = 4,
         voices: tuple[str, ...] = ("heart", "june"),
         max_credit: int = 256,
+        stages: tuple[str, ...] = STAGES,
         script: dict[type[Message], Handler] | None = None,
     ) -> None:
         self.chunks = chunks
         self.voices = voices
+        self.stages = stages
         self.max_credit = max_credit
         self.received: list[Message] = []
         self.serving: dict[str, Served] = {}
@@ -202,9 +205,7 @@ def _voices(broker: FakeBroker, peer: bytes, message: ListVoices) -> None:
 
 
 def _status(broker: FakeBroker, peer: bytes, message: GetStatus) -> None:
-    rows = tuple(
-        WorkerStatus(f"{stage}-1", stage, "nano", "ready", 4, 0, 12.0, 0.5) for stage in ("encode", "llm", "decode")
-    )
+    rows = tuple(WorkerStatus(f"{stage}-1", stage, "nano", "ready", 4, 0, 12.0, 0.5) for stage in broker.stages)
     broker.send(peer, Status(message.query_id, "fake", "memory", 12.0, 0, len(broker.serving), 3, 1, rows))
 
 

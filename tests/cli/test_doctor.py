@@ -1,0 +1,128 @@
+"""`lighttts-cli doctor`: each fault is one line with what mends it."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lighttts.cli import checks
+from lighttts.cli.checks import Finding, Level
+from lighttts.config import Config, load_config
+from tests.cli.conftest import Run
+from tests.client.fake_broker import FakeBroker
+
+TINY = Path(__file__).resolve().parents[1] / "golden/cosyvoice2-tiny"
+
+
+def config(*overrides: str) -> Config:
+    return load_config(overrides=overrides, environ={})
+
+
+def the(findings: Iterator[Finding]) -> Finding:
+    (finding,) = findings
+    return finding
+
+
+@pytest.fixture
+def free(tmp_path: Path) -> list[str]:
+    """Settings with which no address is in use."""
+    sockets = [f"broker.{name}=ipc://{tmp_path}/{name}" for name in ("clients", "workers", "results")]
+    ports = [f"{name}.metrics_port=null" for name in ("broker", "encode", "llm", "decode")]
+    return [argument for setting in (*sockets, *ports) for argument in ("--set", setting)]
+
+
+def test_all_is_well_with_a_whole_model_and_free_addresses(run: Run, free: list[str]) -> None:
+    done = run("doctor", "--model", str(TINY), *free)
+    assert done.code == 0, done.out.decode()
+    lines = done.out.decode().splitlines()
+    assert lines[-1] == "all is well"
+    assert {line.split()[0] for line in lines[:-1]} == {"ok", "note"}
+
+
+def test_a_missing_model_is_a_problem(run: Run, free: list[str]) -> None:
+    done = run("doctor", "--model", "no/such/model", *free)
+    assert done.code == 1
+    assert b"PROBLEM  there is no model directory" in done.out
+    assert done.out.endswith(b"1 problem\n")
+
+
+def test_every_damaged_file_of_a_model_is_told(tmp_path: Path) -> None:
+    for path in TINY.iterdir():
+        if path.name not in ("llm.pt", "campplus.onnx"):
+            (tmp_path / path.name).symlink_to(path)
+    problems = [finding.text for finding in checks.model(tmp_path)]
+    assert len(problems) == 2
+    assert all(finding.level is Level.PROBLEM for finding in checks.model(tmp_path))
+
+
+def test_a_wrong_configuration_is_a_problem_that_names_the_nearest_key(run: Run) -> None:
+    done = run("doctor", "--set", "broker.client=x")
+    assert done.code == 1
+    assert b"did you mean 'broker.clients'" in done.out
+
+
+def test_a_package_that_cannot_be_imported_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    problem = the(finding for finding in checks.packages() if finding.level is Level.PROBLEM)
+    assert "redis" in problem.text
+    assert "pip install 'lighttts[server]'" in problem.text
+
+
+def test_an_old_python_or_another_system_is_a_problem() -> None:
+    assert "3.9.2 is too old" in the(checks.python((3, 9, 2), "linux")).text
+    assert the(checks.python((3, 12, 0), "darwin")).level is Level.PROBLEM
+    assert the(checks.python((3, 11, 0), "linux")).level is Level.OK
+
+
+def test_a_port_in_use_by_another_program_is_a_problem() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        finding = the(checks.ports(config(f"llm.metrics_port={port}", "broker.clients=tcp://127.0.0.1:1")))
+    assert finding.level is Level.PROBLEM
+    assert f"llm.metrics_port (tcp://127.0.0.1:{port})" in finding.text
+
+
+def test_redis_that_does_not_answer_is_a_problem_and_its_password_is_not_shown() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    finding = the(checks.redis(config(f"broker.state=redis://:secret@127.0.0.1:{port}/0")))
+    assert finding.level is Level.PROBLEM
+    assert f"127.0.0.1:{port}" in finding.text
+    assert "secret" not in finding.text
+
+
+def test_few_open_files_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    finding = the(checks.files(config()))
+    assert finding.level is Level.PROBLEM
+    assert "ulimit -n" in finding.text
+    assert the(checks.files(config("broker.max_requests=100"))).level is Level.OK
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert the(checks.device(config("model.device=cuda"))).level is Level.PROBLEM
+    assert the(checks.device(config("model.device=cpu"))).level is Level.OK
+
+
+def test_a_running_broker_is_asked_for_its_workers(run: Run) -> None:
+    with FakeBroker(stages=("encode", "decode")) as broker:
+        done = run("doctor", "--model", str(TINY), "--broker", broker.endpoint)
+    assert done.code == 1
+    assert b"1 encode worker ready" in done.out
+    assert b"PROBLEM  no llm worker is ready: start lighttts-llm" in done.out
+
+
+def test_a_named_broker_that_does_not_answer_is_a_problem() -> None:
+    with FakeBroker() as gone:
+        pass
+    finding = the(checks.broker(gone.endpoint))
+    assert finding.level is Level.PROBLEM
+    assert gone.endpoint in finding.text
