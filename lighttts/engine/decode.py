@@ -194,7 +194,7 @@ class DecodeEngine:
         if state is None and work.past:
             state = self._voices.get(voice.key)
         if state is None:
-            state = self.flow.start(torch.from_numpy(voice.embedding), torch.from_numpy(voice.mel))
+            state = self.flow.start(torch.tensor(voice.embedding), torch.tensor(voice.mel))
         if work.hop is None:
             tokens = voice.tokens[: work.new + self.flow.config.encoder.look_ahead]
         else:

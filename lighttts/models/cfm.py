@@ -6,6 +6,7 @@ formula and the noise are those of CosyVoice's `flow/flow_matching.py` (`CausalC
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +53,7 @@ def cosine_times(steps: int) -> tuple[Tensor, Tensor]:
 
 
 class CausalConditionalCFM(nn.Module):
-    """The estimator with its solver. The noise table and the schedule are no parameters and not in the weights."""
+    """The estimator with its solver. The noise table and the schedule are float32 buffers, not in the weights."""
 
     noise: Tensor
     times: Tensor
@@ -68,13 +69,17 @@ class CausalConditionalCFM(nn.Module):
         self.register_buffer("times", times, persistent=False)
         self.register_buffer("lengths", lengths, persistent=False)
 
+    def noise_at(self, starts: Sequence[int], frames: int) -> Tensor:
+        """The noise of `frames` frames from each start on, (requests, frames, mel); beyond the table its last row."""
+        rows = torch.tensor(starts, device=self.noise.device)[:, None] + torch.arange(frames, device=self.noise.device)
+        return self.noise[rows.clamp(max=NOISE_FRAMES - 1)]
+
     def solve(self, mu: Tensor, speaker: Tensor, prompt: Tensor, batch: StreamBatch) -> Tensor:
         """Mel float32 (requests, frames, mel) of the new frames of `batch`.
 
         `mu`, `prompt`: (requests, frames, mel); `speaker`: (requests, mel). Leaves the pasts in `batch`.
         """
-        starts = [state.length for state in batch.states]
-        x = torch.stack([self.noise[start : start + mu.size(1)] for start in starts])
+        x = self.noise_at([state.length for state in batch.states], mu.size(1))
         nothing = torch.zeros_like(mu)
         mu, prompt = torch.cat([mu, nothing]), torch.cat([prompt, nothing])
         speaker = torch.cat([speaker, torch.zeros_like(speaker)])

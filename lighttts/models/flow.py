@@ -135,8 +135,8 @@ class CausalMaskedDiffWithXvec(nn.Module):
 
         With `chunked` False attention is not masked: each hop must be a whole request, from its first token to its
         last (`final`), as upstream synthesises when it does not stream. A request may have at most `NOISE_FRAMES`
-        frames, prompt included. Rows of a batch do not influence each other but through float rounding: which kernel
-        computes a row depends on the shape of the batch.
+        frames (`lighttts.models.cfm`), prompt included. Rows of a batch do not influence each other but through float
+        rounding: which kernel computes a row depends on the shape of the batch.
         """
         config = self.config.encoder
         counts = [hop.tokens.numel() - (0 if hop.final else config.look_ahead) for hop in hops]
@@ -191,8 +191,12 @@ def _next_state(
 def load_flow(
     directory: ModelDirectory, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> CausalMaskedDiffWithXvec:
-    """The flow of a CosyVoice2 model directory, ready for inference. Raises `ModelError`."""
+    """The flow of a CosyVoice2 model directory, ready for inference. Raises `ModelError`.
+
+    `dtype` is that of the layers and caches; noise, times and the solver's sum stay in float32.
+    """
     model = CausalMaskedDiffWithXvec(FlowConfig.read(directory.settings))
     load_into(model, directory.load_weights("flow.pt"), str(directory.path("flow.pt")))
-    model.requires_grad_(False)
-    return model.eval().to(device=device, dtype=dtype)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model.requires_grad_(False).eval().to(device)

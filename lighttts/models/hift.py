@@ -133,12 +133,12 @@ def fold_weight_norm(model: nn.Module) -> None:
             parametrize.remove_parametrizations(module, "weight")
 
 
-def load_hift(
-    directory: ModelDirectory, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> HiFTGenerator:
-    """The vocoder of a CosyVoice2 model directory, ready for inference. Raises `ModelError`."""
+def load_hift(directory: ModelDirectory, device: torch.device | str = "cpu") -> HiFTGenerator:
+    """The vocoder of a CosyVoice2 model directory, ready for inference. Raises `ModelError`.
+
+    Always float32, as upstream: neither the pitch nor the exponential of the last layer survives less.
+    """
     model = HiFTGenerator(HiFTConfig.read(directory.settings))
     load_into(model, directory.load_weights("hift.pt"), str(directory.path("hift.pt")))
     fold_weight_norm(model)
-    model.requires_grad_(False)
-    return model.eval().to(device=device, dtype=dtype)
+    return model.requires_grad_(False).eval().to(device)

@@ -43,7 +43,8 @@ class VocoderHop:
     """New mel frames of one request, `mel` (frames, bins): at least 2, and more than `OVERLAP` unless `final`.
 
     `seed` keys the noise of the excitation, whose phase goes on from hop to hop. With None there is no noise and the
-    phase starts anew with each hop: upstream's vocoder with its random numbers set to zero, for comparison with it.
+    phase starts anew with each hop: upstream's vocoder with its random numbers set to zero, for comparison with it,
+    and with its cross-fade, whose two weights add up to 1.08. Otherwise they are scaled to add up to 1.
     """
 
     state: VocoderState | None
@@ -87,7 +88,7 @@ def _vocode_even(model: HiFTGenerator, hops: Sequence[VocoderHop]) -> list[Vocod
     audio = model.decode(mel, source)
     held = OVERLAP * model.config.source.frame
     if states:
-        faded = _cross_fade(torch.stack([state.audio for state in states]), audio[:, :held])
+        faded = _cross_fade(torch.stack([state.audio for state in states]), audio[:, :held], hops[0].seed is not None)
         audio = torch.cat([faded, audio[:, held:]], dim=1)
     results = []
     for row, hop in enumerate(hops):
@@ -142,8 +143,9 @@ def _as_int64(seed: int) -> int:
     return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
-def _cross_fade(old: Tensor, new: Tensor) -> Tensor:
-    """`old` fading out under `new` fading in, with the two halves of a Hamming window."""
-    window = torch.hamming_window(2 * new.size(1), periodic=False, dtype=torch.float64, device=new.device).to(new.dtype)
+def _cross_fade(old: Tensor, new: Tensor, level: bool) -> Tensor:
+    """`old` fading out under `new` fading in: halves of a Hamming window, with `level` scaled to add up to 1."""
+    window = torch.hamming_window(2 * new.size(1), periodic=False, dtype=torch.float64, device=new.device)
     fade_in, fade_out = window.chunk(2)
-    return new * fade_in + old * fade_out
+    total = fade_in + fade_out if level else torch.ones_like(fade_in)
+    return new * (fade_in / total).to(new.dtype) + old * (fade_out / total).to(new.dtype)

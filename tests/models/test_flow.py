@@ -177,3 +177,20 @@ def test_encoding_ignores_padding(flow, golden):
 def test_a_yaml_of_another_flow_is_refused_by_name():
     with pytest.raises(ModelError, match="CausalMaskedDiffWithXvec"):
         load_flow(ModelDirectory.open(TINY.parent / "cosyvoice3-tiny"))
+
+
+def test_noise_belongs_to_the_absolute_frame_and_ends_with_its_table(flow):
+    noise = flow.decoder.noise_at([7, 14_990], 20)
+    assert torch.equal(noise[0], flow.decoder.noise[7:27])
+    assert torch.equal(noise[1, :10], flow.decoder.noise[14_990:])
+    assert torch.equal(noise[1, 10:], flow.decoder.noise[-1:].expand(10, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_layers_give_nearly_the_same_mel_in_float32(flow, golden, dtype):
+    half = load_flow(ModelDirectory.open(TINY), dtype=dtype)
+    mel = in_hops(half, start(half, golden), all_tokens(golden, 85), [75])
+    (exact,) = flow.advance([FlowHop(start(flow, golden), all_tokens(golden, 85), final=True)])
+    assert mel.dtype == torch.float32
+    assert half.decoder.noise.dtype == torch.float32
+    assert (mel - exact.mel).std() < 0.05 * exact.mel.std()

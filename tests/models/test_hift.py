@@ -7,6 +7,7 @@ by a thousandth. So each stage is held to 1e-4 from the reference's own input, a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,7 @@ def fundamental(hift: HiFTGenerator) -> HarmonicSource:
 
 def test_the_phase_goes_on_over_hops_and_is_right_after_minutes(hift):
     source, pitch = fundamental(hift), 220.5
-    frames = 50 * 300
+    frames = 50 * 120
     phase = torch.zeros(1, 9, dtype=torch.float64)
     first, phase = source.onwards(torch.full((1, frames), pitch), None, Onset(phase, 0))
     f0 = torch.full((1, OVERLAP + 20), pitch)
@@ -208,6 +209,32 @@ def test_noise_belongs_to_the_sample_not_to_the_hop(flow, hift, golden):
     calm = slice(0, 20 * FRAME)
     assert joined.shape == whole.audio.shape
     assert error(joined[calm], whole.audio[calm]) < 1e-3
+
+
+def test_fading_over_keeps_the_level(hift, golden):
+    """Where the held back and the new version agree, the fade changes nothing; upstream's raises the level by 8%."""
+    mel = golden["hift.mel"][0].T
+    (head,) = vocode(hift, [VocoderHop(None, mel[:40], False, 5)])
+
+    def fade(held: Tensor) -> Tensor:
+        (result,) = vocode(hift, [VocoderHop(replace(head.state, audio=held), mel[40:], True, 5)])
+        return result.audio[: OVERLAP * FRAME]
+
+    silence, ones = torch.zeros(OVERLAP * FRAME), torch.ones(OVERLAP * FRAME)
+    share = fade(ones) - fade(silence)
+    assert (share.diff() < 1e-6).all()
+    assert (share[0], share[-1]) == (pytest.approx(0.92, abs=0.02), pytest.approx(0.08, abs=0.02))
+    new = fade(silence) / (1 - share)
+    assert (fade(new) - new).abs().max() < 1e-5
+
+
+def test_hops_join_without_a_step(hift, golden):
+    mel = golden["hift.mel"][0].T.repeat(2, 1)
+    (head,) = vocode(hift, [VocoderHop(None, mel[:60], False, 5)])
+    (tail,) = vocode(hift, [VocoderHop(head.state, mel[60:], True, 5)])
+    steps, join = torch.cat([head.audio, tail.audio]).diff().abs(), len(head.audio)
+    for edge in (join, join + OVERLAP * FRAME):
+        assert steps[edge - 1] < torch.cat([steps[: edge - 1], steps[edge:]]).max()
 
 
 def test_folding_weight_norm_changes_nothing(golden):
