@@ -1,4 +1,5 @@
-"""The text tokenizer: a byte-level BPE in Qwen2's file layout, trained on the normalised corpus (Sennrich et al. 2016)."""
+"""The text tokenizer: a byte-level BPE in Qwen2's file layout, trained on the normalised corpus (Sennrich et al.
+2016)."""
 
 from __future__ import annotations
 
@@ -71,8 +72,9 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes with the tokenizer in ``folder``. ``spaced`` texts begin with a space, as a sentence does that follows another.
-    With ``dropout`` merges are skipped at random, so that rare splits are learnt too (BPE-dropout, Provilkov et al. 2020)."""
+    """Encodes with the tokenizer in ``folder``. ``spaced`` texts begin with a space, as a sentence does that follows
+    another. With ``dropout`` merges are skipped at random, so that rare splits are learnt too (BPE-dropout, Provilkov
+    et al. 2020)."""
 
     def __init__(self, folder: Path, *, spaced: bool = False, dropout: float | None = None) -> None:
         model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"), dropout=dropout)

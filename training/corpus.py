@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-
 PLACE_UNIT = 64  # places are stored in 64ths of a phoneme
 
 
@@ -20,9 +19,9 @@ class Corpus:
     """``n`` sentences as the trainers read them.
 
     phone, phones: teacher's phoneme ids (flat uint8) and how many a sentence (n,).
-    token, place, tokens: for each segmentation of the text, ids (flat uint16), the place among the phonemes at which each
-    token begins (flat float32) and how many a sentence (n,). The first segmentation is the tokenizer's own; the second begins
-    with a space and varies.
+    token, place, tokens: for each segmentation of the text, ids (flat uint16), the place among the phonemes at which
+    each token begins (flat float32) and how many a sentence (n,). The first segmentation is the tokenizer's own; the
+    second begins with a space and varies.
     measured, held_out: the first sentences are for measuring, the next for validation; neither is trained on.
     """
 

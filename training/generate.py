@@ -2,8 +2,9 @@
 
     python -m training.generate --corpus CORPUS_DIR/corpus.npz --out DATA/store --first 520 --processes 16
 
-Each process writes whole parts of 400 sentences, named by their first sentence; finished parts are skipped when run again.
-The teacher's ONNX graph also computes each phoneme's duration, in frames of 25 ms: it is read as one more output.
+Each process writes whole parts of 400 sentences, named by their first sentence; finished parts are skipped when run
+again. The teacher's ONNX graph also computes each phoneme's duration, in frames of 25 ms: it is read as one more
+output.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from training.store import FRAME, Utterance, part_names, write_part
 SENTENCES_A_PART = 400
 DURATIONS = "/Clip_output_0"
 FRAMES_A_DURATION = 2  # durations count frames of 600 samples, the spectra come in frames of 300
-LEAD, TAIL = 8, 16  # frames kept of the silences around an utterance: the teacher's are long, and a listener waits for them
+LEAD, TAIL = 8, 16
+"""Frames kept of the silences around an utterance: the teacher's are long, and a listener waits for them."""
 SILENT = 1e-3
 
 
@@ -50,7 +52,9 @@ class Teacher:
         pcm, frames, f0 = [], [], []
         for chunk in split_chunks(phone):
             feed = {"ids": chunk[None].astype(np.int64), "speed": np.ones(1, np.float32)}
-            *spectra, pitch, durations = (np.squeeze(o, 0) if o.ndim > 1 else o for o in self._session.run(self._names, feed))
+            *spectra, pitch, durations = (
+                np.squeeze(o, 0) if o.ndim > 1 else o for o in self._session.run(self._names, feed)
+            )
             frames.append(durations.astype(np.int64) * FRAMES_A_DURATION)
             f0.append(pitch)
             pcm.append(dsp.synth(*spectra, pitch, rng))
@@ -64,7 +68,11 @@ def split_chunks(phone: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 
 def trim(
-    sentence: int, audio: NDArray[np.float32], phone: NDArray[np.uint8], frames: NDArray[np.int64], f0: NDArray[np.float32]
+    sentence: int,
+    audio: NDArray[np.float32],
+    phone: NDArray[np.uint8],
+    frames: NDArray[np.int64],
+    f0: NDArray[np.float32],
 ) -> Utterance:
     """Shorten the silences at both ends, in durations as in audio, and turn audio into int16."""
     loud = np.flatnonzero(np.abs(audio) > SILENT) // FRAME
@@ -85,7 +93,9 @@ def _start(corpus: Path, teacher: Path, out: Path, deadline: float) -> None:
 
 def _make_part(first: int, last: int) -> None:
     corpus, teacher, out, deadline = (_state[k] for k in ("corpus", "teacher", "out", "deadline"))
-    assert isinstance(corpus, Corpus) and isinstance(teacher, Teacher) and isinstance(out, Path)
+    assert isinstance(corpus, Corpus)
+    assert isinstance(teacher, Teacher)
+    assert isinstance(out, Path)
     assert isinstance(deadline, float)
     if time.time() > deadline:
         return

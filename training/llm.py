@@ -1,7 +1,8 @@
-"""The language model for training: Qwen2 (Yang et al. 2024) over text and speech tokens, on rows packed with several documents.
+"""The language model for training: Qwen2 (Yang et al. 2024) over text and speech tokens, on rows packed with several
+documents.
 
-It computes what `lighttts.models` computes at run time and keeps the published key names; beside the speech logits it gives the
-attention logits of one head in some layers, which training ties to the text being spoken.
+It computes what `lighttts.models` computes at run time and keeps the published key names; beside the speech logits it
+gives the attention logits of one head in some layers, which training ties to the text being spoken.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(shape.heads * shape.head, shape.hidden, bias=False)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, hidden] -> the same, and the first head's queries and keys [B, T, size]. ``bias`` [B, 1, T, T] is additive."""
+        """[B, T, hidden] -> the same, and the first head's queries and keys [B, T, size]. ``bias`` [B, 1, T, T] is
+        additive."""
         size = self.shape.head
         q = rotate(self.q_proj(x).unflatten(-1, (-1, size)).transpose(1, 2), turn)
         k = rotate(self.k_proj(x).unflatten(-1, (-1, size)).transpose(1, 2), turn)
@@ -131,7 +133,8 @@ class SpeechLM(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, ids: Tensor, position: Tensor, document: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """ids, position, document [B, T] int64 -> logits [B, T, speech + 3]; guided heads' attention logits, [B, T, T] each.
+        """ids, position, document [B, T] int64 -> logits [B, T, speech + 3]; guided heads' attention logits, [B, T,
+        T] each.
 
         A token sees itself and what comes before it in its own document.
         """
@@ -170,7 +173,8 @@ def visible(document: Tensor) -> Tensor:
 
 
 def guide_loss(attention: list[Tensor], guide: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the guided heads are from the text being spoken (cross-entropy over positions), and how often they are right.
+    """How far the guided heads are from the text being spoken (cross-entropy over positions), and how often they are
+    right.
 
     guide [B, T] int64: position in the row of the text token to look at, -100 where there is none.
     """

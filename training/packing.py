@@ -1,8 +1,8 @@
 """Documents for the language model: sentences as text and speech tokens, joined, and packed into rows of equal length.
 
-One sequence form is upstream's ``[sos, text, task, speech]`` of one to three sentences in a row, whose texts come first; it is also
-the form of a prompt with its text. The other is the streaming form of CosyVoice2 (Du et al. 2024), 5 text tokens then 15 speech
-tokens in turn, after which the model asks for more text with a fill token.
+One sequence form is upstream's ``[sos, text, task, speech]`` of one to three sentences in a row, whose texts come
+first; it is also the form of a prompt with its text. The other is the streaming form of CosyVoice2 (Du et al. 2024),
+5 text tokens then 15 speech tokens in turn, after which the model asks for more text with a fill token.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def align(corpus: Corpus, store: Store, token: NDArray[np.int16], tokens: Ints) 
 
 @dataclass(frozen=True)
 class Documents:
-    """Flat documents: ids in the layout, label (speech-local id to predict, or -100), guide (place in the document of the
-    text token to look at, or -100), and lengths."""
+    """Flat documents: ids in the layout, label (speech-local id to predict, or -100), guide (place in the document of
+    the text token to look at, or -100), and lengths."""
 
     ids: NDArray[np.int32]
     label: NDArray[np.int32]
@@ -182,7 +182,8 @@ def _within(size: Ints, group: Ints) -> Ints:
 
 
 def interleaved(spoken: Spoken, chosen: Ints, layout: Layout) -> Documents:
-    """Documents in blocks of 5 text and 15 speech tokens; sentences with too little speech for their text are left out."""
+    """Documents in blocks of 5 text and 15 speech tokens; sentences with too little speech for their text are left
+    out."""
     parts: list[tuple[Ints, Ints, Ints]] = []
     text_from, speech_from = _starts(spoken.texts[0]), _starts(spoken.speeches)
     for i in chosen:

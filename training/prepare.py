@@ -4,7 +4,8 @@
         --dev dev_sentences.txt --out CORPUS_DIR
 
 writes ``CORPUS_DIR/corpus.npz``, ``CORPUS_DIR/sentences.txt`` (one a line, same order) and the tokenizer's files in
-``CORPUS_DIR/CosyVoice-BlankEN/``. The first sentences are the ones to measure on, then a held-out set, then the rest shuffled.
+``CORPUS_DIR/CosyVoice-BlankEN/``. The first sentences are the ones to measure on, then a held-out set, then the rest
+shuffled.
 """
 
 from __future__ import annotations

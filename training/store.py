@@ -5,9 +5,10 @@ A store is a folder of parts. Each part is written once, by one process, as two 
 ``part-NAME.pcm``
     the utterances' audio one after the other, raw little-endian int16, 24 kHz mono.
 ``part-NAME.npz``
-    ``sentence`` (n,) int32, the sentence's number in the corpus; ``samples`` (n,) int64, audio lengths;
-    ``phones`` (n,) int64, phoneme counts; ``phone`` (sum phones,) uint8, phoneme ids; ``frames`` (sum phones,) uint16,
-    each phoneme's duration in frames of 300 samples (12.5 ms); ``f0`` (sum frames,) float16, Hz a frame (below 40: unvoiced).
+    ``sentence`` (n,) int32, the sentence's number in the corpus; ``samples`` (n,) int64, audio lengths; ``phones``
+    (n,) int64, phoneme counts; ``phone`` (sum phones,) uint8, phoneme ids; ``frames`` (sum phones,) uint16, each
+    phoneme's duration in frames of 300 samples (12.5 ms); ``f0`` (sum frames,) float16, Hz a frame (below 40:
+    unvoiced).
 
 The npz file appears last and by renaming, so a part that can be seen is whole: readers may open a store while
 generators still add to it. Every utterance has exactly 300 samples a frame.
@@ -19,8 +20,8 @@ Example, a store of one synthetic utterance (0.5 s of a 200 Hz tone, two phoneme
                   f0=np.full(40, 200, np.float16))
     write_part(folder, "000", [u])
     store = Store.open(folder)
-    pcm, start = store.pcm(), store.start      # int16 (total,), int64 (n + 1,): utterance i is pcm[start[i]:start[i + 1]]
-    flat = torch.from_numpy(pcm).cuda()        # 2 bytes a sample: 90 hours are 15.5 GB
+    pcm, start = store.pcm(), store.start  # int16 (total,), int64 (n + 1,): utterance i is pcm[start[i] : start[i + 1]]
+    flat = torch.from_numpy(pcm).cuda()  # 2 bytes a sample: 90 hours are 15.5 GB
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def wordnet_definitions(folder: Path) -> Iterator[str]:
-    """WordNet's definitions (`data.noun` and its kin) of 4 to 22 words as sentences: "The act of playing an instrument."."""
+    """WordNet's definitions (`data.noun` and its kin) of 4 to 22 words as sentences: "The act of playing an
+    instrument."."""
     for path in sorted(folder.glob("data.*")):
         for line in path.read_text(encoding="utf-8").splitlines():
             _, mark, gloss = line.partition(" | ")

@@ -2,8 +2,8 @@
 
     python -m training.tokenize_store --encoder RUN/tokenizer/encoder.pt --store DATA/store
 
-writes ``tokens-NAME.npz`` beside each part: ``token`` (flat) int16 and ``tokens`` (n,) int64, ``ceil(samples / 960)`` tokens an
-utterance. With ``--follow`` seconds it waits for further parts and ends when none has come for that long.
+writes ``tokens-NAME.npz`` beside each part: ``token`` (flat) int16 and ``tokens`` (n,) int64, ``ceil(samples / 960)``
+tokens an utterance. With ``--follow`` seconds it waits for further parts and ends when none has come for that long.
 """
 
 from __future__ import annotations

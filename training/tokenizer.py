@@ -1,9 +1,10 @@
 """The speech tokenizer: Whisper log-mel, 100 frames a second -> 25 discrete tokens a second.
 
-Convolutions only, so a token depends on about half a second around it and any length is processed alike. The bottleneck is
-finite scalar quantisation (Mentzer et al. 2023): a few numbers, each rounded to one of a few levels, read as one index in
-mixed radix. In training a small decoder with little context must say from the tokens which phoneme is being spoken, with which
-pitch, and what the spectrum is, which makes tokens phonetic first and acoustic second.
+Convolutions only, so a token depends on about half a second around it and any length is processed alike. The
+bottleneck is finite scalar quantisation (Mentzer et al. 2023): a few numbers, each rounded to one of a few levels,
+read as one index in mixed radix. In training a small decoder with little context must say from the tokens which
+phoneme is being spoken, with which pitch, and what the spectrum is, which makes tokens phonetic first and acoustic
+second.
 """
 
 from __future__ import annotations

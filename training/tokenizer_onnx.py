@@ -1,5 +1,6 @@
 """The speech tokenizer as an ONNX graph with the published model's names: `feats` [B, 128, T] float32 and
-`feats_length` [B] int32 -> `indices` [B, ceil(T / 4)] int32. Weights are stored in half precision, computing is in single."""
+`feats_length` [B] int32 -> `indices` [B, ceil(T / 4)] int32. Weights are stored in half precision, computing is in
+single."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ class _Graph:
 
     def gelu(self, x: str) -> str:
         erf = self.op("Erf", self.op("Mul", x, self.constant(np.float32(1 / math.sqrt(2)))))
-        return self.op("Mul", self.op("Mul", x, self.op("Add", erf, self.constant(np.float32(1)))), self.constant(np.float32(0.5)))
+        return self.op(
+            "Mul", self.op("Mul", x, self.op("Add", erf, self.constant(np.float32(1)))), self.constant(np.float32(0.5))
+        )
 
     def mask(self, x: str, axis: int, lengths: str, extra: int) -> str:
         """`x` with zeros from each row's length on; `extra` is the other axis after the batch's."""
@@ -86,7 +89,9 @@ def write_onnx(encoder: Encoder, path: Path) -> None:
     x = graph.mask("feats", 2, lengths, extra=1)
     for conv in (encoder.entry, encoder.halve):
         assert conv.bias is not None
-        x = graph.gelu(graph.op("Conv", x, graph.weight(conv.weight), graph.weight(conv.bias), pads=[2, 2], strides=[2]))
+        x = graph.gelu(
+            graph.op("Conv", x, graph.weight(conv.weight), graph.weight(conv.bias), pads=[2, 2], strides=[2])
+        )
         lengths = graph.halved(lengths)
         x = graph.mask(x, 2, lengths, extra=1)
     x = graph.op("Transpose", x, perm=[0, 2, 1])

@@ -2,10 +2,10 @@
 
     python -m training.train_llm --corpus CORPUS_DIR --store DATA/store --measured DATA/measured --out RUN --minutes 15
 
-Cross-entropy of the next speech token, plus a guide: one attention head in two layers must look at the text token being spoken,
-as the teacher's durations tell. Without it a small model learns no alignment within an hour; with it, within minutes. Speech
-inputs are corrupted at random, so that a wrong token drawn at run time does not derail what follows. A run cut short resumes
-from ``llm-checkpoint.pt``; ``llm.pt`` holds the averaged weights as they ship.
+Cross-entropy of the next speech token, plus a guide: one attention head in two layers must look at the text token
+being spoken, as the teacher's durations tell. Without it a small model learns no alignment within an hour; with it,
+within minutes. Speech inputs are corrupted at random, so that a wrong token drawn at run time does not derail what
+follows. A run cut short resumes from ``llm-checkpoint.pt``; ``llm.pt`` holds the averaged weights as they ship.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m training.train_tokenizer --store DATA/store --out RUN/tokenizer --minutes 2.5
 
-Losses, from the quantised code: cross-entropy of the phoneme at each 10 ms, L1 of the log-mel, voicing and pitch. Half of the rows
-are heard through another vocal tract (frequency warp) or with noise while the targets stay the teacher's, so that tokens of
-other speakers mean the same sounds. A run cut short resumes from ``checkpoint.pt``.
+Losses, from the quantised code: cross-entropy of the phoneme at each 10 ms, L1 of the log-mel, voicing and pitch.
+Half of the rows are heard through another vocal tract (frequency warp) or with noise while the targets stay the
+teacher's, so that tokens of other speakers mean the same sounds. A run cut short resumes from ``checkpoint.pt``.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ class Trainer:
         total.backward()
         nn.utils.clip_grad_norm_(self.both.parameters(), 1.0, foreach=True)
         self.optimizer.step()
-        used = torch.zeros(int(1e4), device=self.device).index_fill_(0, to_index(q.detach(), self.encoder.levels).flatten(), 1.0)
+        used = torch.zeros(int(1e4), device=self.device).index_fill_(
+            0, to_index(q.detach(), self.encoder.levels).flatten(), 1.0
+        )
         return torch.cat([parts, used.sum()[None]])
 
     def state(self) -> dict[str, object]:

@@ -76,8 +76,13 @@ def test_the_streaming_form_alternates_five_and_fifteen_and_asks_for_text():
 
 
 def test_sentences_with_too_little_speech_do_not_stream():
-    short = Spoken((np.arange(10, dtype=np.int32),), (np.array([10]),), np.arange(30, dtype=np.int32), np.array([30]),
-                   (np.zeros(30, np.int32),))
+    short = Spoken(
+        (np.arange(10, dtype=np.int32),),
+        (np.array([10]),),
+        np.arange(30, dtype=np.int32),
+        np.array([30]),
+        (np.zeros(30, np.int32),),
+    )
     assert len(interleaved(short, np.array([0]), LAYOUT).lengths) == 0
 
 
@@ -93,8 +98,13 @@ def test_rows_hold_whole_documents_each_once(length):
             assert (np.diff(where) == 1).all()
             assert rows.position[r, where].tolist() == list(range(len(where)))
             guide = rows.guide[r, where]
-            found.append((rows.ids[r, where].tolist(), rows.label[r, where].tolist(),
-                          np.where(guide >= 0, guide - where[0], guide).tolist()))
+            found.append(
+                (
+                    rows.ids[r, where].tolist(),
+                    rows.label[r, where].tolist(),
+                    np.where(guide >= 0, guide - where[0], guide).tolist(),
+                )
+            )
     expected = [tuple(x.tolist() for x in split(d)[0]) for d in documents if d.lengths[0] <= length]
     assert sorted(found) == sorted(expected)
     assert (rows.label[rows.document < 0] == -100).all()
