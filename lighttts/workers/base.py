@@ -58,26 +58,17 @@ class Worker:
         self._report = Report(stage, observe)
         self._log = get_logger(stage=stage.name, worker=boot.worker)
         self._sockets = Sockets(SocketOptions(high_water_mark=HIGH_WATER_MARK))
+        self._reactor = Reactor()
         try:
-            control, connection = self._sockets.watched_dealer(workers, boot.identity)
-            self._line = ControlLine(control)
+            self._line = self._connect(workers)
             outbox = Outbox(self._sockets.push(results))
         except LightTTSError:
             self._sockets.close()
+            self._reactor.close()
             raise
-        self._reactor = Reactor()
-        self._reactor.add(control, self._received)
-        self._reactor.add(connection, self._connection)
-        self._compute = Compute(stage, boot.epoch, lambda: self._reactor.post(self._collect))
-        self._load = Workload(
-            stage,
-            boot.epoch,
-            self._compute,
-            outbox,
-            later=self._reactor.after,
-            changed=self._load_changed,
-            log=self._log,
-        )
+        self._compute = Compute(stage, lambda: self._reactor.post(self._collect))
+        later = self._reactor.after
+        self._load = Workload(stage, self._compute, outbox, later=later, changed=self._load_changed, log=self._log)
         self._membership = Membership(time.monotonic())
         self._credit = 0
         self._settled_at: int | None = None
@@ -88,14 +79,12 @@ class Worker:
         self._ended = False
         self.hung = False
         """After `run`: the engine did not come back from its last step."""
-        self._actions: dict[Action, Callable[[], None]] = {
-            Action.REGISTER: self._register,
-            Action.GRANT: self._grant,
-            Action.ABANDON: self._load.abandon,
-            Action.DRAIN: self._drain,
-            Action.BYE: self._bye,
-            Action.END: self._reactor.stop,
-        }
+
+    def _connect(self, endpoint: str) -> ControlLine:
+        control, connection = self._sockets.watched_dealer(endpoint, self._boot.identity)
+        self._reactor.add(control, self._received)
+        self._reactor.add(connection, self._connection)
+        return ControlLine(control)
 
     # ---- from any thread -----------------------------------------------------------------------------------------
 
@@ -147,7 +136,22 @@ class Worker:
         if self._membership.state is not before:
             self._log.info("worker state", was=before.value, now=self._membership.state.value, why=event.name.lower())
         for action in actions:
-            self._actions[action]()
+            self._do(action)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Action.REGISTER:
+                self._register()
+            case Action.GRANT:
+                self._grant()
+            case Action.ABANDON:
+                self._load.abandon()
+            case Action.DRAIN:
+                self._drain()
+            case Action.BYE:
+                self._bye()
+            case Action.END:
+                self._reactor.stop()
 
     def _tick(self) -> None:
         self._check()

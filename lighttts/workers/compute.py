@@ -74,9 +74,8 @@ def pack(result: Result, generation: int) -> Parcel:
 class Compute:
     """Runs `stage` in a thread, which calls `deliver` when there are results to `take` or the engine is `broken`."""
 
-    def __init__(self, stage: Stage, epoch: int, deliver: Callable[[], None]) -> None:
+    def __init__(self, stage: Stage, deliver: Callable[[], None]) -> None:
         self._stage = stage
-        self._epoch = epoch
         self._deliver = deliver
         self._changed = threading.Condition()
         self._commands: deque[Command] = deque()
@@ -191,7 +190,7 @@ class Compute:
             self._stage.accept(message)
         except Exception as error:
             self._stage.abort(work)
-            self._emit([failed(work, self._epoch, typed(error, self._stage.name, work))])
+            self._emit([failed(work, self._stage.epoch, typed(error, self._stage.name, work))])
 
     def _step(self) -> None:
         try:
@@ -209,7 +208,7 @@ class Compute:
         self._log.exception("engine step failed", requests=len(self._works))
         for work in self._works:
             self._stage.abort(work)
-        return [failed(work, self._epoch, worker_failed(error, self._stage.name)) for work in tuple(self._works)]
+        return [failed(work, self._stage.epoch, worker_failed(error, self._stage.name)) for work in tuple(self._works)]
 
     def _emit(self, results: list[Result]) -> None:
         parcels = [self._packed(result) for result in results if result.work in self._works]
@@ -227,7 +226,7 @@ class Compute:
             parcel = pack(result, self._generation)
         except ProtocolError as error:
             self._stage.abort(result.work)
-            return self._packed(failed(result.work, self._epoch, worker_failed(error, self._stage.name)))
+            return self._packed(failed(result.work, self._stage.epoch, worker_failed(error, self._stage.name)))
         if parcel.ends:
             self._works.discard(parcel.work)
         return parcel

@@ -37,7 +37,6 @@ class Workload:
     def __init__(
         self,
         stage: Stage,
-        epoch: int,
         compute: Compute,
         outbox: Outbox,
         *,
@@ -46,7 +45,6 @@ class Workload:
         log: Logger,
     ) -> None:
         self._stage = stage
-        self._epoch = epoch
         self._compute = compute
         self._outbox = outbox
         self._later = later
@@ -121,7 +119,7 @@ class Workload:
         self._log.warning("message of the broker refused", why=why, request_id=work.request_id, attempt=work.attempt)
 
     def _reject(self, work: Work, error: LightTTSError) -> None:
-        self._outbox.add(pack(failed(work, self._epoch, error), self._generation))
+        self._outbox.add(pack(failed(work, self._stage.epoch, error), self._generation))
         self._flush()
 
     # ---- to the broker -------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from lighttts.config import BrokerConfig, Config
+from lighttts import logs
+from lighttts.config import BrokerConfig, Config, LogConfig
 from lighttts.workers import base
 from lighttts.workers.service import serve
 from tests.workers.fakes import BOOT, ScriptedStage
@@ -18,6 +19,7 @@ def main(workers: str, results: str, mode: str) -> int:
     stage = ScriptedStage(epoch=BOOT.epoch)
     if mode == "hangs":
         stage.gate.clear()
+    logs.configure("llm", LogConfig(format="json"))
     config = Config(broker=BrokerConfig(workers=workers, results=results))
     return serve(stage, BOOT, config, metrics_port=0)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -26,13 +29,13 @@ def start(broker: FakeBroker) -> Iterator[Start]:
 
     def start(mode: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.workers.scripted_process", broker.workers, broker.results, mode]
-        processes.append(subprocess.Popen(command, cwd=ROOT))
+        processes.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE))
         return processes[-1]
 
     yield start
     for process in processes:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def farewell(broker: FakeBroker) -> None:
@@ -84,6 +87,29 @@ def test_a_process_whose_engine_hangs_ends_all_the_same_and_says_that_it_is_not_
     process.send_signal(signal.SIGINT)
     farewell(broker)
     assert process.wait(PATIENCE) == 70
+
+
+def test_metrics_and_health_are_served_while_the_worker_runs(broker: FakeBroker, start: Start) -> None:
+    process = start("runs")
+    assert process.stderr
+    started = json.loads(process.stderr.readline())
+    assert started["event"] == "worker started"
+    site = f"http://127.0.0.1:{started['metrics_port']}"
+    with pytest.raises(HTTPError, match="503"):
+        urlopen(f"{site}/healthz", timeout=PATIENCE).close()
+    broker.joined()
+    for name in ("a", "b"):
+        broker.send(work(name, frames=3))
+        broker.stream(name)
+    broker.regains(2)
+    with urlopen(f"{site}/healthz", timeout=PATIENCE) as answer:
+        assert answer.read() == b"ready, 0 active\n"
+    with urlopen(f"{site}/metrics", timeout=PATIENCE) as answer:
+        lines = answer.read().decode().splitlines()
+    assert 'light_tts_frames_total{kind="tokens",service="llm"} 6.0' in lines
+    assert 'light_tts_stage_seconds_count{service="llm"} 2.0' in lines
+    names = {line.partition("{")[0] for line in lines}
+    assert {"light_tts_queue_length", "light_tts_active_requests", "light_tts_memory_usage"} <= names
 
 
 def test_a_configuration_that_cannot_work_is_one_sentence_and_its_exit_code() -> None:
