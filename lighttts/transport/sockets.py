@@ -36,23 +36,43 @@ class IpcLock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            self._fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ConfigError(f"cannot use ipc path {path}: {error.strerror}; choose a folder that exists") from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        while True:
+            self._fd = self._open()
+            # Another process may have removed the file, on releasing it, before we locked it: then we hold nothing.
+            if _same_file(self._fd, self._lock_path):
+                return
             os.close(self._fd)
-            raise ConfigError(
-                f"ipc path {path} is in use by another process; stop it or configure another path"
-            ) from error
+
+    @property
+    def _lock_path(self) -> Path:
+        return Path(f"{self._path}.lock")
+
+    def _open(self) -> int:
+        try:
+            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            text = f"cannot use ipc path {self._path}: {error.strerror}; choose a folder that exists"
+            raise ConfigError(text) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            text = f"ipc path {self._path} is in use by another process; stop it or configure another path"
+            raise ConfigError(text) from error
+        return fd
 
     def release(self) -> None:
         """Removes the socket and lock files and gives the lock back."""
         self._path.unlink(missing_ok=True)
-        Path(f"{self._path}.lock").unlink(missing_ok=True)
+        self._lock_path.unlink(missing_ok=True)
         os.close(self._fd)
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def make_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, options: SocketOptions) -> zmq.Socket[bytes]:

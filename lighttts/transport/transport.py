@@ -73,6 +73,9 @@ class _ZmqTransport:
     def close(self) -> None:
         """Closes the socket; messages still queued have the bounded linger time to leave."""
         self.socket.close()
+
+    def unlock(self) -> None:
+        """Gives an ipc path free for others: only when libzmq has ended, which removes the path in its own time."""
         if self._lock:
             self._lock.release()
             self._lock = None
@@ -170,8 +173,10 @@ class Sockets:
         """Closes every socket and the context."""
         for transport in self._open:
             transport.close()
-        self._open.clear()
         self._context.term()
+        for transport in self._open:
+            transport.unlock()
+        self._open.clear()
 
     def __enter__(self) -> Sockets:
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighttts.client.events import Answered, Arrived, Deliver, Event, Failed, Finished, Send, Started
@@ -239,6 +239,7 @@ def test_a_repeated_frame_is_a_protocol_error() -> None:
 
 
 @given(st.lists(st.integers(0, 5), max_size=12))
+@settings(deadline=None)
 def test_whatever_order_frames_come_in_the_caller_gets_a_gapless_prefix_and_one_last_event(order: list[int]) -> None:
     bench = Bench()
     bench.streaming(synth())
