@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lighttts import metrics
 from lighttts.broker.core import Core
 from lighttts.broker.executor import SERVICE, Executor
-from lighttts.broker.instructions import Channel
+from lighttts.broker.outbox import Channel
 from lighttts.broker.redis_store import RedisStore
 from lighttts.broker.state import MemoryStore, StateStore, StoreEvents
 from lighttts.config import BrokerConfig

@@ -9,8 +9,8 @@ from lighttts.broker.admission import admit
 from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings, refuse
-from lighttts.broker.instructions import Channel, Metric, Reply, SaveRequest
-from lighttts.broker.outbox import Outbox
+from lighttts.broker.instructions import Metric, Reply, SaveRequest
+from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.requests import CLOSED, Request, State
 from lighttts.errors import Cancelled, LightTTSError, ProtocolError
 from lighttts.transport.wire import (
@@ -88,7 +88,7 @@ class Clients:
             return
         credit = min(message.credit, self._settings.max_credit)
         allowed = message.deadline_ms / 1000 or self._settings.deadline_s
-        outbox = Outbox(client, self._board.output, credit)
+        outbox = Outbox(Channel.CLIENTS, client, self._board.output, credit)
         request = Request(message.request_id, client, message, outbox, received=now, deadline=now + allowed)
         self._board.prompts.hold(len(message.prompt))
         self._requests.add(request)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings, error_frames
-from lighttts.broker.instructions import Channel, Reply
-from lighttts.broker.outbox import Budget, Outbox
+from lighttts.broker.instructions import Reply
+from lighttts.broker.outbox import Budget, Channel, Outbox
 from lighttts.broker.workers import Worker, WorkerState
 from lighttts.errors import Overloaded, ProtocolError, WorkerFailed
 from lighttts.transport.wire import (
@@ -116,7 +116,7 @@ class Control:
         if self._workers.full:
             self._refuse(identity, "full", Overloaded(f"the broker has {len(self._workers)} workers and takes no more"))
             return
-        worker = Worker(hello, Outbox(identity, Budget(BACKLOG_BYTES)), registered=now, seen=now)
+        worker = Worker(hello, Outbox(Channel.WORKERS, identity, Budget(BACKLOG_BYTES)), registered=now, seen=now)
         self._workers.add(worker, now)
         beat, expiry = (round(1000 * seconds) for seconds in (self._settings.heartbeat_s, self._settings.expiry_s))
         self._dispatcher.send(worker, Registered(hello.epoch, self._board.name, beat, expiry))

@@ -13,8 +13,8 @@ from lighttts.broker.clients import Clients
 from lighttts.broker.control import Control
 from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings
-from lighttts.broker.instructions import Channel, Flush, Instruction, Reply
-from lighttts.broker.outbox import Outbox
+from lighttts.broker.instructions import Instruction, Reply
+from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.results import Results
 from lighttts.config import BrokerConfig
 from lighttts.errors import DeadlineExceeded, LightTTSError, NoWorker, Unavailable
@@ -49,7 +49,7 @@ class Core:
         self._control = Control(board, dispatcher, self._endings)
         self._clients = Clients(board, dispatcher, self._endings)
         self._results = Results(board, dispatcher, self._endings)
-        self._blocked: dict[Outbox, Channel] = {}
+        self._blocked: dict[Outbox, None] = {}
         self._answers: dict[tuple[Channel, bytes], Outbox] = {}
         self._probed = now
 
@@ -92,29 +92,33 @@ class Core:
             self._control.gone(peer, now)
         return self._step.finish()
 
-    def full(self, channel: Channel, outbox: Outbox) -> None:
+    def full(self, outbox: Outbox) -> None:
         """The peer of `outbox` takes no more now; it is tried again at the next tick."""
-        self._blocked[outbox] = channel
+        self._blocked[outbox] = None
 
     def unanswered(self, reply: Reply) -> None:
         """The peer of `reply` takes no more now; a few answers are kept for it."""
-        outbox = self._answers.setdefault((reply.channel, reply.peer), Outbox(reply.peer, self._board.output))
+        outbox = self._answers.get((reply.channel, reply.peer))
+        if outbox is None:
+            outbox = Outbox(reply.channel, reply.peer, self._board.output)
+            self._answers[reply.channel, reply.peer] = outbox
         if len(outbox) < ANSWERS_KEPT:
             outbox.add(reply.frames)
-            self._blocked[outbox] = reply.channel
+            self._blocked[outbox] = None
 
     # ---- time and end --------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> list[Instruction]:
         """Time has passed: to be called several times a second."""
         self._answers = {peer: outbox for peer, outbox in self._answers.items() if outbox}
-        for outbox, channel in self._blocked.items():
-            self._step.add(Flush(channel, outbox))
+        for outbox in self._blocked:
+            self._step.add(outbox)
         self._blocked.clear()
         self._control.tick(now)
         self._expire_requests(now)
         self._endings.tick(now)
         self._board.refusals.tick(now)
+        self._results.tick()
         if now - self._probed >= PROBE_INTERVAL_S:
             self._probed = now
             self._clients.probe()

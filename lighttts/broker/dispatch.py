@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lighttts.broker.board import Board
-from lighttts.broker.instructions import Channel, Flush, SaveState
+from lighttts.broker.instructions import SaveState
 from lighttts.broker.requests import Request, State
 from lighttts.broker.workers import Worker
 from lighttts.errors import InternalError
@@ -84,12 +84,12 @@ class Dispatcher:
         if not request.accepted and self._workers.sample_rate:
             request.accepted = True
             request.outbox.add(encode(Accepted(request.id, self._workers.sample_rate)))
-            self._step.add(Flush(Channel.CLIENTS, request.outbox))
+            self._step.add(request.outbox)
 
     def send(self, worker: Worker, message: Message) -> None:
         """Queues a message for `worker`."""
         worker.outbox.add(encode(message))
-        self._step.add(Flush(Channel.WORKERS, worker.outbox))
+        self._step.add(worker.outbox)
 
     def missing_stage(self, request: Request, now: float, patience: float) -> str | None:
         """A stage `request` has yet to enter that no worker has served for `patience` seconds of its life."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
-from lighttts.broker.instructions import Channel, DeleteRequest, Flush, Metric, Reply, SaveState, Step
+from lighttts.broker.instructions import DeleteRequest, Metric, Reply, SaveState, Step
+from lighttts.broker.outbox import Channel
 from lighttts.broker.requests import CLOSED, ROWS_PER_SECOND, Request, State
 from lighttts.errors import Cancelled, LightTTSError
 from lighttts.transport.wire import End, Error, encode
@@ -40,7 +41,7 @@ class Endings:
 
     def settle(self, request: Request, now: float) -> None:
         """Sends what the client's credit allows; once that is everything, the request is ending."""
-        self._step.add(Flush(Channel.CLIENTS, request.outbox))
+        self._step.add(request.outbox)
         if request.state is State.FLUSHING and request.outbox.covered():
             self.completed += 1
             self._close(request, State.ENDING, now, "")
@@ -51,7 +52,7 @@ class Endings:
         request.outbox.clear()
         request.farewell = error_frames(request.id, error)
         request.outbox.add(request.farewell)
-        self._step.add(Flush(Channel.CLIENTS, request.outbox))
+        self._step.add(request.outbox)
         self.failed += 1
         self._step.observe(Metric.FAILURES, label=error.code)
         self._close(request, State.CANCELLED if isinstance(error, Cancelled) else State.FAILED, now, error.code)
@@ -83,7 +84,7 @@ class Endings:
         if not request.outbox:
             request.outbox.add(request.farewell)
         request.offered = now
-        self._step.add(Flush(Channel.CLIENTS, request.outbox))
+        self._step.add(request.outbox)
 
     def _close(self, request: Request, state: State, now: float, code: str) -> None:
         request.move(state, now)

@@ -9,9 +9,7 @@ from lighttts import metrics
 from lighttts.broker.core import Core
 from lighttts.broker.instructions import (
     AppendTokens,
-    Channel,
     DeleteRequest,
-    Flush,
     Instruction,
     Log,
     Metric,
@@ -21,6 +19,7 @@ from lighttts.broker.instructions import (
     SaveRequest,
     SaveState,
 )
+from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.state import StateStore
 from lighttts.logs import get_logger
 from lighttts.transport.transport import Delivery, Router
@@ -42,7 +41,7 @@ class Executor:
         self._later: deque[Instruction] = deque()
         self._sinks = _sinks()
         self._handlers: dict[type, Callable[..., None]] = {
-            Flush: self._flush,
+            Outbox: self._flush,
             Observe: self._observe,
             Reply: self._reply,
             Log: self._write_log,
@@ -58,18 +57,17 @@ class Executor:
             instruction = self._later.popleft()
             handlers[type(instruction)](instruction)
 
-    def _flush(self, flush: Flush) -> None:
-        channel, outbox = flush
-        send = (self._clients if channel is Channel.CLIENTS else self._workers).send
+    def _flush(self, outbox: Outbox) -> None:
+        send = (self._clients if outbox.channel is Channel.CLIENTS else self._workers).send
         while (frames := outbox.ready()) is not None:
             delivery = send(outbox.peer, frames)
             if delivery is Delivery.SENT:
                 outbox.sent()
             elif delivery is Delivery.FULL:
-                self._core.full(channel, outbox)
+                self._core.full(outbox)
                 return
             else:
-                self._later.extend(self._core.gone(channel, outbox.peer, self._clock()))
+                self._later.extend(self._core.gone(outbox.channel, outbox.peer, self._clock()))
                 return
 
     def _reply(self, reply: Reply) -> None:

@@ -1,25 +1,14 @@
-"""What the core tells its surroundings to do, and `Step`, which collects it while one event is handled."""
+"""What the core tells its surroundings to do, and `Step`, which collects it while one event is handled.
+
+An `Outbox` among the instructions says: send what is ready in it, and tell the core if its peer is gone, or full.
+"""
 
 from __future__ import annotations
 
 import enum
 from typing import Literal, NamedTuple
 
-from lighttts.broker.outbox import Frames, Outbox
-
-
-class Channel(enum.Enum):
-    """The two sockets that messages leave by."""
-
-    CLIENTS = "clients"
-    WORKERS = "workers"
-
-
-class Flush(NamedTuple):
-    """Send what is ready in `outbox`; tell the core if the peer turns out to be gone, or full."""
-
-    channel: Channel
-    outbox: Outbox
+from lighttts.broker.outbox import Channel, Frames, Outbox
 
 
 class Reply(NamedTuple):
@@ -103,28 +92,28 @@ class Log(NamedTuple):
     fields: dict[str, object]
 
 
-Instruction = Flush | Reply | Write | Observe | Log
+Instruction = Outbox | Reply | Write | Observe | Log
 
 
 class Step:
     """The instructions of the event that is being handled, in order."""
 
     def __init__(self) -> None:
-        self._instructions: list[Instruction] = []
+        self.instructions: list[Instruction] = []
 
     def add(self, instruction: Instruction) -> None:
         """Adds one instruction."""
-        self._instructions.append(instruction)
+        self.instructions.append(instruction)
 
     def observe(self, metric: Metric, value: float = 1.0, label: str = "") -> None:
         """Adds an observation."""
-        self._instructions.append(Observe(metric, value, label))
+        self.instructions.append(Observe(metric, value, label))
 
     def log(self, level: Level, event: str, **fields: object) -> None:
         """Adds a log line."""
-        self._instructions.append(Log(level, event, fields))
+        self.instructions.append(Log(level, event, fields))
 
     def finish(self) -> list[Instruction]:
         """Hands over what was collected and begins anew."""
-        done, self._instructions = self._instructions, []
+        done, self.instructions = self.instructions, []
         return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Sequence
 
@@ -12,6 +13,13 @@ Frames = Sequence[Buffer]
 
 DATA_HEADS = frozenset(MAGIC + bytes((VERSION, cls.TAG)) for cls in (Tokens, Mel, Audio))
 UNLIMITED = float("inf")
+
+
+class Channel(enum.Enum):
+    """The two sockets that messages leave by."""
+
+    CLIENTS = "clients"
+    WORKERS = "workers"
 
 
 class Budget:
@@ -39,13 +47,15 @@ class Budget:
 class Outbox:
     """First in, first out, towards `peer`. A frame of tokens, mel or audio costs one unit of `credit`, all else none.
 
-    The executor of a `Flush` sends what `ready` returns, calling `sent` after each message that was taken, until there
-    is nothing ready or the peer takes no more: so no message is lost or overtaken, whatever the socket does.
+    An outbox is itself the instruction to send what is ready in it: whoever carries it out sends what `ready` returns
+    and calls `sent` after each message that was taken, until nothing is ready or the peer takes no more. So no message
+    is lost or overtaken, whatever the socket does.
     """
 
-    __slots__ = ("_budget", "credit", "peer", "size", "waiting")
+    __slots__ = ("_budget", "channel", "credit", "peer", "size", "waiting")
 
-    def __init__(self, peer: bytes, budget: Budget, credit: float = UNLIMITED) -> None:
+    def __init__(self, channel: Channel, peer: bytes, budget: Budget, credit: float = UNLIMITED) -> None:
+        self.channel = channel
         self.peer = peer
         self.credit = credit
         self.size = 0

@@ -68,7 +68,6 @@ class Flow:
     tokens: int = 0
     frames: int = 0
     rows: int = 0
-    first_at: float = 0.0
     last_at: float = 0.0
     plays_until: float = 0.0
 

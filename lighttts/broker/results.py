@@ -12,7 +12,7 @@ from collections.abc import Callable
 from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings
-from lighttts.broker.instructions import AppendTokens, Channel, Flush, Metric, Observe, SaveEncoded, SaveState
+from lighttts.broker.instructions import AppendTokens, Metric, Observe, SaveEncoded, SaveState
 from lighttts.broker.outbox import Frames
 from lighttts.broker.requests import Request, State
 from lighttts.broker.workers import Worker
@@ -55,6 +55,7 @@ class Results:
         self._workers = board.workers
         self._dispatcher = dispatcher
         self._endings = endings
+        self._relayed = dict.fromkeys(_OUTPUT.values(), 0)
         self._handlers: dict[bytes, Callable[[Frames, float], None]] = {
             _head(Audio): lambda frames, now: self._media(Audio, frames, now),
             _head(Mel): lambda frames, now: self._media(Mel, frames, now),
@@ -73,6 +74,13 @@ class Results:
             handler(frames, now)
         except ProtocolError as error:
             self._board.refusals.add("malformed", error.text)
+
+    def tick(self) -> None:
+        """Tells how many frames were relayed since the last tick."""
+        for kind, count in self._relayed.items():
+            if count:
+                self._step.observe(Metric.FRAMES, count, kind)
+                self._relayed[kind] = 0
 
     # ---- frames that are relayed ---------------------------------------------------------------------------------
 
@@ -94,6 +102,7 @@ class Results:
         else:
             if last:
                 self._stage_done("decode", request, now)
+            self._relayed[request.synth.output] += 1
             self._deliver(request, frames, rows, last, now)
 
     def _tokens(self, frames: Frames, now: float) -> None:
@@ -111,6 +120,7 @@ class Results:
             return
         self._step.add(AppendTokens(request.id, flow.tokens_seq, frames))
         flow.tokens_seq += 1
+        self._relayed["tokens"] += 1
         flow.tokens += rows
         if last:
             self._stage_done("llm", request, now)
@@ -127,8 +137,7 @@ class Results:
         worker = request.holders.get("decode")
         if worker:
             worker.outbox.add(frames)
-            self._step.add(Flush(Channel.WORKERS, worker.outbox))
-            self._step.add(Observe(Metric.FRAMES, 1.0, "tokens"))
+            self._step.add(worker.outbox)
             return
         request.undecoded.append(frames)
         if len(request.undecoded) == 1:
@@ -137,26 +146,23 @@ class Results:
     def _deliver(self, request: Request, frames: Frames, rows: int, last: bool, now: float) -> None:
         """Puts a frame on its way to the client, and `End` after the last one."""
         self._time(request, rows, now)
-        outbox = request.outbox
-        outbox.add(frames)
-        self._step.add(Flush(Channel.CLIENTS, outbox))
+        request.outbox.add(frames)
+        self._step.instructions.append(request.outbox)
         if last:
             self._endings.complete(request, now)
         if self._board.output.exceeded:
             self._relieve(now)
 
     def _time(self, request: Request, rows: int, now: float) -> None:
-        flow, step = request.flow, self._step
-        if not flow.frames:
-            flow.first_at = flow.plays_until = now
-            step.add(Observe(Metric.FIRST_AUDIO, now - request.received))
+        flow, instructions = request.flow, self._step.instructions
+        if flow.frames:
+            instructions.append(Observe(Metric.CHUNK_INTERVAL, now - flow.last_at))
         else:
-            step.add(Observe(Metric.CHUNK_INTERVAL, now - flow.last_at))
-        output = request.synth.output
-        step.add(Observe(Metric.FRAMES, 1.0, output))
-        if output == "audio":
+            flow.plays_until = now
+            instructions.append(Observe(Metric.FIRST_AUDIO, now - request.received))
+        if request.synth.output == "audio":
             if now > flow.plays_until:
-                step.add(Observe(Metric.UNDERRUNS, 1.0))
+                instructions.append(Observe(Metric.UNDERRUNS, 1.0))
                 flow.plays_until = now
             flow.plays_until += rows / (self._workers.sample_rate or 1)
         flow.last_at = now

@@ -10,9 +10,7 @@ import numpy as np
 
 from lighttts.broker.core import Core
 from lighttts.broker.instructions import (
-    Channel,
     DeleteRequest,
-    Flush,
     Instruction,
     Log,
     Metric,
@@ -20,7 +18,7 @@ from lighttts.broker.instructions import (
     Reply,
     SaveRequest,
 )
-from lighttts.broker.outbox import Frames
+from lighttts.broker.outbox import Frames, Outbox
 from lighttts.broker.state import MemoryStore
 from lighttts.config import BrokerConfig
 from lighttts.errors import LightTTSError
@@ -42,6 +40,7 @@ SYNTH = wire.Synth(
     credit=100,
     prompt=b"",
 )
+COUNTERS = (Metric.REQUESTS, Metric.FAILURES, Metric.UNDERRUNS, Metric.FRAMES, Metric.REFUSED)
 
 
 def raw(message: Message) -> list[bytes]:
@@ -92,7 +91,7 @@ def mel(request_id: str, epoch: int, seq: int, *, last: bool = False, rows: int 
 class Harness:
     """A core with what it needs around it. `now` is its clock; `full` and `gone` are peers that take no messages.
 
-    `mail` holds what was sent to each peer, `counted` how often each (metric, label) was observed.
+    `mail` holds what was sent to each peer, `counted` each (metric, label).
     """
 
     def __init__(self, *, durable: bool = False, **settings: object) -> None:
@@ -179,16 +178,8 @@ class Harness:
         while todo:
             instruction = todo.popleft()
             match instruction:
-                case Flush(channel, outbox):
-                    while (frames := outbox.ready()) is not None:
-                        if outbox.peer in self.gone:
-                            todo.extend(self.core.gone(channel, outbox.peer, self.now))
-                            break
-                        if outbox.peer in self.full:
-                            self.core.full(channel, outbox)
-                            break
-                        self.mail[outbox.peer].append(frames)
-                        outbox.sent()
+                case Outbox():
+                    todo.extend(self._flush(instruction))
                 case Reply(channel, peer, frames):
                     if peer in self.gone:
                         todo.extend(self.core.gone(channel, peer, self.now))
@@ -197,12 +188,23 @@ class Harness:
                     else:
                         self.mail[peer].append(frames)
                 case Observe(metric, value, label):
-                    self.counted[metric, label] += 1
+                    self.counted[metric, label] += int(value) if metric in COUNTERS else 1
                     self.observed[metric].append(value)
                 case Log():
                     self.logs.append(instruction)
                 case _:
                     self._write(instruction)
+
+    def _flush(self, outbox: Outbox) -> list[Instruction]:
+        while (frames := outbox.ready()) is not None:
+            if outbox.peer in self.gone:
+                return self.core.gone(outbox.channel, outbox.peer, self.now)
+            if outbox.peer in self.full:
+                self.core.full(outbox)
+                break
+            self.mail[outbox.peer].append(frames)
+            outbox.sent()
+        return []
 
     def _write(self, write: Instruction) -> None:
         if isinstance(write, SaveRequest) and self.durable:
@@ -225,6 +227,3 @@ class Harness:
             and not any(queues.values())
             and not any(worker.active for worker in board.workers)
         )
-
-
-__all__ = ["CLIENT", "SAMPLE_RATE", "Channel", "Harness", "audio", "encoded", "mel", "raw", "synth", "tokens"]

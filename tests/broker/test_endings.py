@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from lighttts.broker.instructions import Channel, Metric
+from lighttts.broker.instructions import Metric
+from lighttts.broker.outbox import Channel
 from lighttts.transport import wire
 from lighttts.transport.wire import Message
 from tests.broker.harness import CLIENT, Harness, audio, encoded, synth, tokens

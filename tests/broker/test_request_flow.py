@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lighttts.broker.instructions import Metric
-from lighttts.broker.outbox import Budget, Outbox
+from lighttts.broker.outbox import Budget, Channel, Outbox
 from lighttts.broker.requests import CLOSED, TRANSITIONS, Request, State
 from lighttts.errors import InternalError, Unavailable
 from lighttts.transport import wire
@@ -178,7 +178,9 @@ def test_times_are_measured(stack: Harness) -> None:
     assert seen[Metric.REAL_TIME_FACTOR] == pytest.approx([3.2 / 3])
     assert seen[Metric.DURATION] == pytest.approx([3.2])
     assert stack.counted[Metric.UNDERRUNS, ""] == 1
+    stack.tick()
     assert stack.counted[Metric.FRAMES, "audio"] == 3
+    assert stack.counted[Metric.FRAMES, "tokens"] == 1
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_prompt_audio_reaches_the_encode_worker_and_is_freed_after(stack: Harnes
 
 
 def test_a_state_that_the_table_does_not_allow_raises_with_the_history() -> None:
-    request = Request("r1", CLIENT, synth(), Outbox(CLIENT, Budget(0)), received=0.0, deadline=1.0)
+    request = Request("r1", CLIENT, synth(), Outbox(Channel.CLIENTS, CLIENT, Budget(0)), received=0.0, deadline=1.0)
     request.move(State.ADMITTED, 1.0)
     request.move(State.ENCODING, 2.0)
     with pytest.raises(
