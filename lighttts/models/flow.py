@@ -18,7 +18,7 @@ from lighttts.models.cfm import CausalConditionalCFM
 from lighttts.models.conformer import UpsampleConformerEncoder
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow_config import FlowConfig
-from lighttts.models.streaming import StreamBatch, StreamState, Window
+from lighttts.models.streaming import CausalConv1d, StreamBatch, StreamState, Window
 from lighttts.models.weights import load_into
 
 
@@ -197,6 +197,9 @@ def load_flow(
     """
     model = CausalMaskedDiffWithXvec(FlowConfig.read(directory.settings))
     load_into(model, directory.load_weights("flow.pt"), str(directory.path("flow.pt")))
+    for module in model.modules():
+        if isinstance(module, CausalConv1d):
+            module.lay_out()
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model.requires_grad_(False).eval().to(device)

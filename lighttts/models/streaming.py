@@ -92,9 +92,15 @@ class CausalConv1d(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         like = nn.Conv1d(in_channels, out_channels, taps)
-        # Laid out as `convolve` multiplies, taps before channels, so that it need not copy it each time.
-        self.weight = nn.Parameter(like.weight.detach().transpose(1, 2).contiguous().transpose(1, 2))
+        self.weight = like.weight
         self.bias = like.bias
+
+    def lay_out(self) -> None:
+        """Put the weight's taps before its channels in memory, as `convolve` multiplies: it copies them otherwise.
+
+        Shape and values stay. For inference: an optimizer's state has the layout that the weight had before.
+        """
+        self.weight.data = self.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
 
     def forward(self, x: Tensor, window: Window) -> Tensor:
         return convolve(window.lead(self.first, x), self.weight, self.bias)
