@@ -18,6 +18,10 @@ from lighttts.transport.watch import WATCHED_EVENTS
 
 Frames = Sequence[Buffer]
 NO_TARGET = b""
+COPY_BYTES = 64 << 10
+"""Smaller frames are copied, which is faster; larger ones are handed over and must not be changed afterwards."""
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_LAST = int(zmq.NOBLOCK)
 
 
 class Delivery(enum.Enum):
@@ -40,6 +44,14 @@ class Transport(Protocol):
     def broadcast(self, frames: Frames) -> int: ...
 
     def close(self) -> None: ...
+
+
+def _send(socket: zmq.Socket[bytes], frames: Frames) -> None:
+    """Queues one message. As pyzmq's `send_multipart`, which takes twice the time for combining enum flags."""
+    send = socket.send
+    for frame in frames[:-1]:
+        send(frame, _MORE, len(frame) < COPY_BYTES)
+    send(frames[-1], _LAST, len(frames[-1]) < COPY_BYTES)
 
 
 class _ZmqTransport:
@@ -96,7 +108,7 @@ class Router(_ZmqTransport):
     def send(self, target: bytes, frames: Frames) -> Delivery:
         """Queues `frames` for `target`; never blocks, never drops in silence."""
         try:
-            self.socket.send_multipart([target, *frames], zmq.NOBLOCK, copy=False)
+            _send(self.socket, (target, *frames))
         except zmq.Again:
             return Delivery.FULL
         except zmq.ZMQError as error:
@@ -123,7 +135,7 @@ class Link(_ZmqTransport):
         if target != NO_TARGET:
             raise ValueError("a link has one peer: send to NO_TARGET")
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            _send(self.socket, frames)
         except zmq.Again:
             return Delivery.FULL
         return Delivery.SENT
