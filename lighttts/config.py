@@ -85,7 +85,7 @@ class DecodeConfig(_Section):
     """lighttts-decode: speech tokens to mel to audio."""
 
     streams: Annotated[int, Field(ge=1, le=4096)] = 64
-    batch: Annotated[int, Field(ge=1, le=1024)] = 16
+    batch: Annotated[int, Field(ge=1, le=1024)] | None = None
     threads: Annotated[int, Field(ge=1)] = 1
     metrics_port: Port | None = 9573
 

@@ -15,7 +15,7 @@ from lighttts.errors import LightTTSError
 def run_daemon(service: str, description: str, main: Callable[[Config], int], argv: Sequence[str] | None = None) -> int:
     """Parses the command line, loads the configuration, configures logs and runs `main`; returns the exit code.
 
-    A `LightTTSError` becomes one sentence on stderr and its class' exit code.
+    A `LightTTSError` becomes one sentence on stderr and its class' exit code; Ctrl-C before signals are handled, 130.
     """
     options = parser(service, description).parse_args(argv)
     try:
@@ -25,6 +25,9 @@ def run_daemon(service: str, description: str, main: Callable[[Config], int], ar
     except LightTTSError as error:
         print(f"lighttts-{service}: {error.text}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(f"lighttts-{service}: interrupted", file=sys.stderr)
+        return 130
 
 
 def parser(service: str, description: str) -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from lighttts.workers.speech import FRAMES_PER_SECOND, Speech
 from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed, work_of
 
 _NAME = "decode"
+GPU_BATCH = 16
 
 
 class DecodeStage(Stage):
@@ -101,7 +102,7 @@ def _run(config: Config) -> int:
         load_flow(directory, device, dtype_of(config.model.dtype)),
         # The vocoder stays in single precision, as upstream runs it: its phase does not survive less.
         load_hift(directory, device),
-        max_batch=config.decode.batch,
+        max_batch=config.decode.batch or (GPU_BATCH if device.type == "cuda" else 1),
         max_streams=config.decode.streams,
     )
     boot = Boot(_NAME, model_name(directory), directory.sample_rate)

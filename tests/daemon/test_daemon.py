@@ -144,3 +144,11 @@ def test_an_unknown_code_is_an_internal_error_that_names_it() -> None:
 def test_overload_is_retryable_by_default() -> None:
     assert Overloaded("full").retryable
     assert not LightTTSError("broken").retryable
+
+
+def test_ctrl_c_while_a_model_loads_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(config: Config) -> int:
+        raise KeyboardInterrupt
+
+    assert run_daemon("llm", "test", main, []) == 130
+    assert capsys.readouterr().err == "lighttts-llm: interrupted\n"
