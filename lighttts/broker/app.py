@@ -61,6 +61,7 @@ class App:
         self._stop_at: float | None = None
         self._ticked = clock()
         self._store_problem = ""
+        self._closed = False
         self._sockets = Sockets(options)
         self._store: StateStore | None = None
         self._health: metrics.HealthServer | None = None
@@ -104,7 +105,8 @@ class App:
 
     def terminate(self) -> None:
         """Finishes what is in flight and ends; asked again, ends at once. May be called from signal handlers."""
-        self._reactor.post(self._terminate)
+        if not self._closed:
+            self._reactor.post(self._terminate)
 
     def health(self) -> tuple[bool, str]:
         """Whether the broker can take requests, and a sentence about it."""
@@ -130,6 +132,7 @@ class App:
 
     def close(self) -> None:
         """Closes sockets, store and metrics; messages already sent have the bounded linger time to leave."""
+        self._closed = True
         self._sockets.close()
         if self._store:
             self._store.close(STORE_CLOSE_S)

@@ -29,6 +29,8 @@ LEAVE_GRACE_S = 0.5
 """Seconds that results of a worker which has said `Bye` may still be on their way: they come by another connection."""
 BACKLOG_BYTES = 256 << 20
 """Most that waits for a worker that does not read, before it is given up."""
+LONGEST_TURN_S = 1.0
+"""Seconds between two ticks above which this process, not its workers, was silent."""
 NAMESAKE_BEATS = 2.0
 """Missed heartbeats after which a worker gives way to another of its name."""
 
@@ -103,7 +105,7 @@ class Control:
         """Time in which this process did not run is no silence of the workers."""
         paused = now - self._ticked
         self._ticked = now
-        if paused > self._settings.heartbeat_s:
+        if paused > min(LONGEST_TURN_S, self._settings.expiry_s / 2):
             for worker in self._workers:
                 worker.seen += paused
 

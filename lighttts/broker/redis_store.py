@@ -162,7 +162,7 @@ class RedisStore:
             if new:
                 self._queue = deque(write for write in self._queue if not isinstance(write, SaveRequest))
                 self._bytes = sum(map(_size, self._queue))
-        if problem != self._problem:
+        if not self._problem:
             self._problem = problem
             self._events.changed(problem)
         for write in new:

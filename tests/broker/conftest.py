@@ -1,0 +1,65 @@
+"""A real Redis for the tests that need one."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+
+class RedisServer:
+    """A redis-server on a unix socket, with nothing on disk. It can be killed, started again and made to refuse."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "redis.sock"
+        self.url = f"unix://{self.path}"
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Starts it and returns when it answers."""
+        self._process = subprocess.Popen(
+            [
+                "redis-server",
+                "--port",
+                "0",
+                "--unixsocket",
+                str(self.path),
+                "--save",
+                "",
+                "--dir",
+                str(self.path.parent),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if "ready to accept connections" in line.lower():
+                return
+        raise AssertionError("redis-server did not start")
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process = None
+            self.path.unlink(missing_ok=True)
+
+    def client(self) -> redis.Redis:
+        """A connection for the test to look with."""
+        return redis.Redis(unix_socket_path=str(self.path))
+
+
+@pytest.fixture
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A running Redis of its own for a test."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
