@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import importlib
 import importlib.metadata
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ def python(version: tuple[int, ...] = tuple(sys.version_info[:3]), platform: str
 
 def packages() -> Iterator[Finding]:
     """The packages of every extra, by importing them: a broken one is found too."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     for extra, names in PACKAGES.items():
         broken = []
         for name in names:

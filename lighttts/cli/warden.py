@@ -111,8 +111,12 @@ class Warden:
         line = [sys.executable, "-P", "-m", "lighttts.cli.child", str(os.getpid()), *arguments]
         if self._folder is None:
             return subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+        # Libraries leave files of their own where temporary files go: here they are removed with the rest.
+        environment = {**os.environ, "TMPDIR": str(self._folder)}
         with self._log(command["name"]).open("wb") as log:
-            return subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                line, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
 
     def _reap(self) -> int:
         """Reports and forgets the daemons that have ended; returns how many have not."""
