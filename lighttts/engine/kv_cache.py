@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,10 +25,23 @@ class KVCache:
     def __init__(
         self, config: Qwen2Config, slots: int, max_length: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (config.layers, slots, config.kv_heads, max_length, config.head_width)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self._shape = (config.layers, slots, config.kv_heads, max_length, config.head_width)
+        self.keys = _zeros(self._shape, device, dtype)
+        self.values = _zeros(self._shape, device, dtype)
         self.max_length = max_length
+
+    def give_back(self) -> None:
+        """Returns a CPU's memory to the system, and with it what all slots hold. A GPU's stays reserved."""
+        if self.keys.device.type == "cpu":
+            self.keys = _zeros(self._shape, self.keys.device, self.keys.dtype)
+            self.values = _zeros(self._shape, self.values.device, self.values.dtype)
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros that on a CPU take no memory before they are written: numpy leaves zeroing to the system, torch does not."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 class PrefillAttend(CausalAttend):

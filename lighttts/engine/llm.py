@@ -84,9 +84,7 @@ class _Request:
 
 
 class LLMEngine:
-    def __init__(
-        self, model: SpeechLM, *, slots: int, max_length: int, prefill_tokens: int = PREFILL_TOKENS
-    ) -> None:
+    def __init__(self, model: SpeechLM, *, slots: int, max_length: int, prefill_tokens: int = PREFILL_TOKENS) -> None:
         """`slots` requests run at once, each of at most `max_length` positions, of prompt and speech together.
 
         A step prefills waiting requests up to `prefill_tokens` positions in all, one request whatever its length.
@@ -272,6 +270,8 @@ class LLMEngine:
     def _release(self, request: _Request) -> None:
         del self._active[request.slot]
         self._free.append(request.slot)
+        if not self._active:
+            self._cache.give_back()
 
 
 def _check_ids(ids: npt.NDArray[np.int32], count: int, what: str) -> None:

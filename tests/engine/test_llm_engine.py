@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lighttts.engine.kv_cache import KVCache, RowAttend, SlotsAttend
 from lighttts.engine.llm import CPU_ROWS, GenerateJob, LLMEngine, TokenStep
 from lighttts.errors import InvalidInput
+from lighttts.metrics import resident_bytes
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.llm import SpeechLM, Vocabulary, load_llm
 from lighttts.models.qwen2 import Qwen2Config
@@ -381,3 +382,16 @@ class TestQueue:
     def test_the_longest_job_that_fits_runs(self) -> None:
         each = job("x", text=[1] * 40, prompt=[2] * (MAX_LENGTH + 1 - 80 - 42))
         assert len(solo(each, TestGeneration().endless())) == 80
+
+
+def test_a_cpus_cache_takes_memory_only_for_what_runs() -> None:
+    config = Qwen2Config(9, 256, 9, 4, 4, 4, 64, 1e-6, 1e4, 0.02)
+    before = resident_bytes()
+    cache = KVCache(config, 32, 4096, torch.device("cpu"), torch.float32)
+    reserved = 2 * cache.keys.nbytes
+    assert resident_bytes() - before < reserved / 10
+    cache.keys[:] = 1
+    assert resident_bytes() - before > reserved / 3
+    cache.give_back()
+    assert resident_bytes() - before < reserved / 10
+    assert not cache.keys[0, 0].any()
