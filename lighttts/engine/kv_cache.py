@@ -38,7 +38,7 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros that on a CPU take no memory before they are written: numpy leaves zeroing to the system, torch does not."""
+    """Zeros which on a CPU take no memory until written: numpy leaves zeroing to the system, torch does not."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
