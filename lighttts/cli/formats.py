@@ -6,6 +6,7 @@ between, so that a player at the other end of a pipe has all there is.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -126,7 +127,11 @@ class _Npy:
     def close(self) -> None:
         import numpy as np
 
-        np.lib.format.write_array(self._file, np.concatenate(self._chunks), allow_pickle=False)
+        # By way of memory, because numpy wants to seek where it writes.
+        content = io.BytesIO()
+        array = np.concatenate(self._chunks) if self._chunks else np.zeros(0, np.float32)
+        np.lib.format.write_array(content, array, allow_pickle=False)
+        self._file.write(content.getbuffer())
 
 
 class _Libsndfile:

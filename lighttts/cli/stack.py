@@ -84,7 +84,7 @@ class Stack:
         deadline = time.monotonic() + READY_TIMEOUT
         while time.monotonic() < deadline:
             with contextlib.suppress(Unavailable):
-                ready = Counter(row.stage for row in client.status().workers if row.state == "ready" and row.credit)
+                ready = Counter(row.stage for row in client.status().workers if row.state == "ready")
                 if all(ready[stage] >= count for stage, count in counts.items()):
                     return
             self.check(POLL)

@@ -143,6 +143,22 @@ def test_standard_output_is_a_wav_stream_of_unknown_length(run: Run, broker: Fak
     np.testing.assert_array_equal(np.frombuffer(data, "<i2"), spoken(broker))
 
 
+def test_numpy_arrays_stream_too() -> None:
+    with FakeBroker() as broker:
+        done = run_piped(broker, "-o", "-", "--output", "tokens")
+        assert done.stderr == b""
+        np.testing.assert_array_equal(np.load(io.BytesIO(done.stdout), allow_pickle=False), spoken(broker))
+
+
+def test_a_request_without_a_frame_is_an_empty_file(run: Run, tmp_path: Path) -> None:
+    with FakeBroker(chunks=0) as broker:
+        for name, output in (("x.wav", "audio"), ("x.npy", "tokens")):
+            out = str(tmp_path / name)
+            assert run("synth", "...", "--output", output, "-o", out, "--broker", broker.endpoint).code == 0
+    assert (tmp_path / "x.wav").stat().st_size == 44
+    assert np.load(tmp_path / "x.npy", allow_pickle=False).size == 0
+
+
 def test_ogg_streams_too() -> None:
     with FakeBroker(chunks=100) as broker:
         done = run_piped(broker, "-o", "-", "--format", "ogg")
