@@ -51,8 +51,7 @@ class Link(enum.Enum):
 class _Query:
     message: ListVoices | GetStatus
     due: float
-    stream: Stream | None = None
-    """The request that waits for the first voice, if it is not a caller who asks."""
+    stream: Stream | None = None  # the request that waits for the first voice, if it is not a caller who asks
     sent: bool = False
 
 
