@@ -77,10 +77,8 @@ class Control:
                 "warning", "worker lost", worker=worker.name, stage=worker.stage, why=why, requests=len(worker.active)
             )
         for request in tuple(worker.active.values()):
-            del request.holders[worker.stage]
             error = WorkerFailed(f"the {worker.stage} worker was lost ({why}): send the request again")
             self._endings.fail(request, error, now)
-        worker.active.clear()
         worker.outbox.clear()
 
     def gone(self, identity: bytes, now: float) -> None:

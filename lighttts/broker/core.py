@@ -13,7 +13,7 @@ from lighttts.broker.clients import Clients
 from lighttts.broker.control import Control
 from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings
-from lighttts.broker.instructions import Instruction, Reply
+from lighttts.broker.instructions import DeleteRequest, Instruction, Reply
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.results import Results
 from lighttts.config import BrokerConfig
@@ -129,9 +129,11 @@ class Core:
         self._board.stopping = True
 
     def abandon(self, now: float) -> list[Instruction]:
-        """The broker ends now: whatever is live fails."""
+        """The broker ends now: whatever is live fails, and nothing stays stored."""
         for request in tuple(self._board.requests.live.values()):
             self._endings.fail(request, Unavailable("the broker was stopped: send the request again"), now)
+        for request_id in self._board.requests.closing:
+            self._step.add(DeleteRequest(request_id))
         return self._step.finish()
 
     # ---- views ---------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from lighttts.broker.workers import Worker
 from lighttts.errors import Overloaded, ProtocolError, WorkerFailed, from_code
 from lighttts.transport.wire import (
     MAGIC,
+    REGISTRY,
     VERSION,
     Audio,
     Encoded,
@@ -36,8 +37,6 @@ _ID, _ATTEMPT, _EPOCH, _SEQ = (_INDEX[Audio][name] for name in ("request_id", "a
 _LAST = {cls: index["last"] for cls, index in _INDEX.items()}
 # The described array is the last field of each of these messages, its bytes the only payload frame.
 _FRAME_FIELDS = 3
-
-
 _Media = type[Audio] | type[Mel]
 
 
@@ -74,6 +73,7 @@ class Results:
             handler(frames, now)
         except ProtocolError as error:
             self._board.refusals.add("malformed", error.text)
+            self._garbled(frames, now)
 
     def tick(self) -> None:
         """Tells how many frames were relayed since the last tick."""
@@ -238,6 +238,17 @@ class Results:
     def _tell(self, worker: Worker, request_id: str, attempt: int) -> None:
         if request_id not in worker.active and request_id not in worker.aborted:
             self._dispatcher.abort(worker, request_id, attempt)
+
+    def _garbled(self, frames: list[bytes], now: float) -> None:
+        """A result that cannot be read leaves its request waiting for it: if it says which one, that fails now."""
+        try:
+            request_id, attempt, epoch = unpack_body(REGISTRY[frames[0][3]], frames[1])[:3]
+        except ProtocolError:
+            return
+        request = self._live.get(request_id) if type(request_id) is str else None
+        for stage, worker in tuple(request.holders.items()) if request else ():
+            if request and worker.epoch == epoch and request.attempt == attempt:
+                self._broken(request, stage, now)
 
     def _misordered(self, request: Request, stage: str, got: object, wanted: int, now: float) -> None:
         self._step.log("error", "frames out of order", request_id=request.id, stage=stage, got=got, wanted=wanted)

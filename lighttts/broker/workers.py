@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -11,6 +12,8 @@ from lighttts.broker.requests import Request
 from lighttts.transport.wire import MAX_VOICES, MAX_WORKERS, STAGES, Register, WorkerStatus
 
 MOST_CREDIT = 1 << 20
+ROWS = 2000
+"""Most workers told of in `Status`, whose size is limited."""
 
 
 class WorkerState(enum.Enum):
@@ -143,7 +146,7 @@ class WorkerTable:
         return len(self._by_stage[stage])
 
     def rows(self, now: float) -> tuple[WorkerStatus, ...]:
-        """One row for each worker, for `Status`."""
+        """One row for each worker (of the first `ROWS`), for `Status`."""
         return tuple(
             WorkerStatus(
                 worker.name,
@@ -155,7 +158,7 @@ class WorkerTable:
                 now - worker.registered,
                 max(0.0, now - worker.seen),
             )
-            for worker in self
+            for worker in itertools.islice(self, ROWS)
         )
 
     def _note_presence(self, stage: str, now: float) -> None:

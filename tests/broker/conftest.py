@@ -1,13 +1,23 @@
-"""A real Redis for the tests that need one."""
+"""What the broker's tests share: quiet logs, and a real Redis for those that need one."""
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
+import structlog
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Keeps the broker's log lines, which come from other threads, out of the tests' output."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
 
 
 class RedisServer:

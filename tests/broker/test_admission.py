@@ -110,6 +110,7 @@ def test_what_a_stopped_broker_still_has_fails_at_client_and_workers() -> None:
     harness.carry_out(harness.core.abandon(harness.now))
     assert refusal(harness.take(CLIENT)).code == "unavailable"
     assert harness.take(b"encode-1") == [wire.Abort("r1", 0)]
+    assert not harness.store.requests
 
 
 def test_a_client_is_welcomed_with_the_limits() -> None:

@@ -89,9 +89,10 @@ def test_credit_is_capped_at_what_the_welcome_said() -> None:
     harness = Harness(max_credit=3)
     harness.stack()
     begin(harness, synth(credit=50))
-    harness.say(wire.Credit("r1", 50))
-    harness.result(*(audio("r1", 3, seq) for seq in range(5)))
+    harness.take(CLIENT)
+    harness.result(*(audio("r1", 3, seq) for seq in range(9)))
     assert len(harness.take(CLIENT)) == 3
+    assert len(harness.say(wire.Credit("r1", 50))) == 3
 
 
 def test_credit_of_another_client_is_not_taken() -> None:
@@ -122,6 +123,7 @@ def test_a_full_client_delays_no_other_and_loses_nothing() -> None:
     harness.full.clear()
     harness.tick()
     assert harness.take(CLIENT) == [*slow, wire.End("r1", 3, 25, 2)]
+    assert harness.core.tick(harness.now) == []
 
 
 def test_a_full_worker_gets_its_messages_in_order_later() -> None:

@@ -284,6 +284,23 @@ def test_a_stage_that_is_away_for_a_moment_fails_nobody() -> None:
     assert isinstance(harness.take(CLIENT)[-1], wire.End)
 
 
+def test_a_stage_that_has_done_its_part_may_go() -> None:
+    harness = Harness(no_worker_s=1)
+    harness.stack()
+    harness.say(synth())
+    harness.result(encoded("r1", 1))
+    harness.control(b"encode-1", wire.Bye(1))
+    harness.pass_time(5, alive=ALIVE[1:])
+    harness.result(tokens("r1", 2, 0, last=True), audio("r1", 3, 0, last=True))
+    assert isinstance(harness.take(CLIENT)[-1], wire.End)
+
+
+def test_a_cancelled_requests_prompt_is_freed() -> None:
+    harness = Harness()
+    harness.say(synth(voice="", prompt=b"RIFF"), wire.Cancel("r1"), wire.EndAck("r1"))
+    assert harness.free
+
+
 def test_busy_workers_are_no_missing_workers() -> None:
     harness = Harness(no_worker_s=1)
     for epoch, stage in enumerate(wire.STAGES, 1):

@@ -94,6 +94,7 @@ def test_tokens_wait_for_a_decode_worker_and_then_arrive_in_order() -> None:
     messages = harness.control(b"d", wire.Grant(3, 1))
     assert isinstance(messages[1], wire.DecodeWork)
     assert messages[2:] == made
+    assert not harness.core._board.requests.live["r1"].undecoded
 
 
 def test_decoding_stays_with_the_worker_that_began_it(stack: Harness) -> None:
@@ -157,6 +158,15 @@ def test_an_answer_of_the_store_that_comes_too_late_changes_nothing() -> None:
     assert not harness.take(b"encode-1")
     harness.say(wire.EndAck("r1"))
     assert harness.free
+
+
+def test_late_answers_of_the_store_do_not_disturb_a_new_request_of_the_same_id() -> None:
+    harness = Harness(durable=True)
+    harness.stack()
+    harness.say(synth(), wire.Cancel("r1"), wire.EndAck("r1"), synth())
+    harness.stored("r1")
+    harness.stored("r1")
+    assert len(harness.take(b"encode-1")) == 1
 
 
 def test_times_are_measured(stack: Harness) -> None:

@@ -156,6 +156,18 @@ def test_a_frame_without_its_one_payload_ends_its_request(stack: Harness, payloa
     assert_worker_failed(stack, b"decode-3")
 
 
+@pytest.mark.parametrize("cut", [0, 4])
+def test_a_result_that_cannot_be_read_ends_its_request_if_it_names_one(cut: int) -> None:
+    harness = Harness()
+    harness.stack()
+    harness.say(synth())
+    for peer in (CLIENT, b"encode-1"):
+        harness.take(peer)
+    frames = raw(encoded("r1", 1))
+    harness.carry_out(harness.core.result([*frames[:-1], frames[-1][:cut]], harness.now))
+    assert_worker_failed(harness, b"encode-1")
+
+
 @pytest.mark.parametrize("request_id", [None, 5, ["r1"], {}, b"r1"])
 def test_a_frame_of_no_request_is_dropped(stack: Harness, request_id: object) -> None:
     frames = [b"LT\x01\x32", msgpack.packb([request_id, *BODY[1:]]), bytes(16)]

@@ -189,9 +189,13 @@ def test_a_full_queue_gives_up_one_requests_record_and_keeps_the_others(redis_se
     assert isinstance(error, Unavailable)
     redis_server.start()
     assert told.changed.get(timeout=WAIT_S) == ""
-    store.close(WAIT_S)
+    write_safely(store, told, AppendTokens("big", 10, [b"frames"]))
     with redis_server.client() as look:
-        assert look.keys("*") == [keys_of("small").request.encode()]
+        assert not look.exists(*keys_of("big"))
+        assert look.exists(keys_of("small").request)
+        write_safely(store, told, DeleteRequest("big"), SaveRequest("big", CLIENT, [b"of another request"]))
+        assert look.exists(keys_of("big").request)
+    store.close(WAIT_S)
 
 
 def test_a_store_that_closes_while_redis_is_away_does_not_wait_for_ever(

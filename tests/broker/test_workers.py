@@ -111,6 +111,24 @@ def test_a_restarted_worker_replaces_its_silent_predecessor_before_that_expires(
     assert harness.core.load().workers["encode"] == 1
 
 
+def test_what_waits_for_a_worker_is_not_sent_to_its_next_registration() -> None:
+    harness = Harness()
+    worker = harness.worker("encode", 1)
+    harness.full.add(worker)
+    harness.say(synth())
+    harness.control(worker, register(1))
+    harness.full.clear()
+    harness.tick()
+    assert [type(message) for message in harness.take(worker)] == [wire.Registered]
+
+
+def test_a_boot_that_comes_by_another_connection_is_the_same_worker() -> None:
+    harness = Harness()
+    harness.control(b"one", register(1))
+    harness.control(b"two", register(1, "renamed"))
+    assert harness.core.load().workers["encode"] == 1
+
+
 def test_two_talking_workers_of_one_name_leave_each_other_alone() -> None:
     harness = Harness()
     harness.control(b"one", register(1, "same"))
