@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ def run_daemon(service: str, description: str, main: Callable[[Config], int], ar
     try:
         config = load_config(options.config, overrides=options.set)
         logs.configure(service, config.log)
+        _raise_file_limit()
         return main(config)
     except LightTTSError as error:
         print(f"lighttts-{service}: {error.text}", file=sys.stderr)
@@ -28,6 +30,12 @@ def run_daemon(service: str, description: str, main: Callable[[Config], int], ar
     except KeyboardInterrupt:
         print(f"lighttts-{service}: interrupted", file=sys.stderr)
         return 130
+
+
+def _raise_file_limit() -> None:
+    """Lets this process open as many files as it may: a socket that cannot be accepted ends libzmq."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def parser(service: str, description: str) -> argparse.ArgumentParser:

@@ -108,13 +108,15 @@ def device(config: Config) -> Iterator[Finding]:
 
 def files(config: Config) -> Iterator[Finding]:
     """The number of open files: a broker that runs out of them is lost."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # daemons raise their own limit to the hard one
     needed = config.broker.max_requests + FILES_BESIDE_REQUESTS
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        yield Finding(Level.OK, f"open files: {soft if soft >= 0 else 'no limit'}")
+    if most == resource.RLIM_INFINITY or most >= needed:
+        yield Finding(Level.OK, f"open files: {most if most >= 0 else 'no limit'}")
     else:
-        text = f"open files are limited to {soft}, {config.broker.max_requests} clients need {needed}"
-        yield Finding(Level.PROBLEM, f"{text}: `ulimit -n 65536`, or lower broker.max_requests")
+        text = f"open files are limited to {most}, {config.broker.max_requests} clients need {needed}"
+        yield Finding(
+            Level.PROBLEM, f"{text}: raise the hard limit (LimitNOFILE=, limits.conf), or lower broker.max_requests"
+        )
 
 
 def redis(config: Config) -> Iterator[Finding]:

@@ -97,10 +97,10 @@ def test_redis_that_does_not_answer_is_a_problem_and_its_password_is_not_shown()
 
 
 def test_few_open_files_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
     finding = the(checks.files(config()))
     assert finding.level is Level.PROBLEM
-    assert "ulimit -n" in finding.text
+    assert "LimitNOFILE" in finding.text
     assert the(checks.files(config("broker.max_requests=100"))).level is Level.OK
 
 

@@ -146,6 +146,13 @@ def test_overload_is_retryable_by_default() -> None:
     assert not LightTTSError("broken").retryable
 
 
+def test_a_daemon_may_open_as_many_files_as_the_system_lets_it() -> None:
+    lower = "import resource as r; hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (64, hard))"
+    look = "run_daemon('llm', '', lambda _: int(r.getrlimit(r.RLIMIT_NOFILE)[0] == hard), [])"
+    script = f"{lower}\nfrom lighttts.daemon import run_daemon\nraise SystemExit({look})"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 1
+
+
 def test_ctrl_c_while_a_model_loads_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def main(config: Config) -> int:
         raise KeyboardInterrupt
