@@ -163,6 +163,18 @@ def test_new_requests_learn_at_once_that_their_record_is_not_safe(
         assert look.keys("*") == []
 
 
+def test_a_request_that_comes_while_redis_is_away_is_not_kept_waiting(
+    redis_server: RedisServer, store: RedisStore, told: Told
+) -> None:
+    redis_server.kill()
+    store.write(SaveState("r1", "encoding"))
+    told.changed.get(timeout=WAIT_S)
+    store.write(SaveRequest("late", CLIENT, [b"m"]))
+    request_id, error = told.stored.get(timeout=WAIT_S)
+    assert request_id == "late"
+    assert isinstance(error, Unavailable)
+
+
 def test_a_redis_that_refuses_writes_is_a_failing_store(
     redis_server: RedisServer, store: RedisStore, told: Told
 ) -> None:
