@@ -6,16 +6,36 @@ character's place among the phonemes is known up to its place within its word, w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import Protocol
 
 import numpy as np
-from hibari import Hibari
-from hibari.g2p import G2P
-from hibari.g2p.normalize import normalize as teacher_normalize
 from numpy.typing import NDArray
 
 MAX_PHONEMES = 400  # of one chunk, as the teacher limits it
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word or mark as the teacher says it; `followed` by a space or not."""
+
+    text: str
+    phonemes: str
+    followed: bool
+
+
+class Reader(Protocol):
+    """How the teacher reads: sentences of a text, what is spoken of a sentence, and that word by word."""
+
+    vocabulary: dict[str, int]
+
+    def sentences(self, text: str) -> list[str]: ...
+
+    def spoken(self, sentence: str) -> str: ...
+
+    def words(self, spoken: str) -> Iterable[Word]: ...
 
 
 @dataclass(frozen=True)
@@ -44,23 +64,23 @@ def _carry(source: str, target: str, place: NDArray[np.float32]) -> NDArray[np.f
     return np.append(filled, place[-1]).astype(np.float32)
 
 
-def _read_chunk(g2p: G2P, vocab: dict[str, int], text: str) -> tuple[list[int], NDArray[np.float32]]:
+def _read_chunk(reader: Reader, text: str) -> tuple[list[int], NDArray[np.float32]]:
     """Phoneme ids of one chunk, without the silences, and the place (from 0) of each character of ``text``."""
-    spoken = teacher_normalize(text)
+    spoken, vocabulary = reader.spoken(text), reader.vocabulary
     ids: list[int] = []
     place = np.full(len(spoken) + 1, np.nan, np.float32)
     at = 0
-    for token in g2p.phonemize_tokens(g2p.tokenize(spoken)):
-        begin = spoken.find(token.text, at)
+    for word in reader.words(spoken):
+        begin = spoken.find(word.text, at)
         begin = at if begin < 0 else begin
-        sounds = [vocab[c] for c in token.phonemes or "" if c in vocab]
-        size = min(len(token.text), len(spoken) - begin)
+        sounds = [vocabulary[c] for c in word.phonemes if c in vocabulary]
+        size = min(len(word.text), len(spoken) - begin)
         place[begin : begin + size] = len(ids) + len(sounds) * np.arange(size) / max(size, 1)
         ids += sounds
-        if token.whitespace:
-            ids.append(vocab[" "])
+        if word.followed:
+            ids.append(vocabulary[" "])
         at = begin + size
-    if ids and ids[-1] == vocab[" "]:
+    if ids and ids[-1] == vocabulary[" "]:
         ids.pop()
     place[-1] = len(ids)
     known = np.flatnonzero(~np.isnan(place))
@@ -68,14 +88,14 @@ def _read_chunk(g2p: G2P, vocab: dict[str, int], text: str) -> tuple[list[int], 
     return ids, _carry(spoken, text, np.minimum(place, len(ids)))
 
 
-def read(teacher: Hibari, text: str) -> Reading | None:
+def read(reader: Reader, text: str) -> Reading | None:
     """How the teacher reads ``text``, or None if it cannot (nothing to say, or a chunk beyond its limit)."""
     phone: list[int] = []
     places = np.zeros(len(text) + 1, np.float32)
     at = 0
-    for sentence in teacher.split_sentences(text):
+    for sentence in reader.sentences(text):
         begin = text.index(sentence, at)
-        ids, place = _read_chunk(teacher.g2p, teacher.vocab, sentence)
+        ids, place = _read_chunk(reader, sentence)
         if not ids or len(ids) > MAX_PHONEMES:
             return None
         places[at:begin] = len(phone)

@@ -5,15 +5,19 @@ Du et al., arXiv:2412.10117): the estimator learns the velocity from noise to me
 prompts, with and without the chunk mask of streaming. Beside it the encoder's features are pulled towards the mel
 itself, strongly at first, which aligns content early.
 
-``python -m training.flow --spec cosyvoice2.yaml --store DATA --speaker RUN/speaker.pt --out RUN --minutes 12`` trains
-and writes `RUN/flow-checkpoint.pt` (taken up again if it is there) and `RUN/flow.pt`, averaged weights as they ship.
+    python -m training.flow --spec training/nano/cosyvoice2.yaml --store DATA/store --warped DATA/warped \\
+        --speaker RUN/speaker.pt --out RUN --minutes 12
+
+trains, taking in parts of the store as they are tokenised, and writes what `training.loop` says.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,23 +26,22 @@ from torch.nn import functional as F
 from lighttts.models.flow import CausalMaskedDiffWithXvec
 from lighttts.models.flow_config import FlowConfig
 from lighttts.models.section import Section
-from lighttts.models.spec import parse
+from lighttts.models.spec import parse as parse_yaml
 from lighttts.models.streaming import Window, chunk_mask
+from lighttts.models.weights import load_into
 from training.features import FlowMel
-from training.loop import Average, Clock, LossLog, Replay, adamw, autocast, export, rate_factor, save, set_rates
-from training.speaker_encoder import Listener, SpeakerEncoder
+from training.loop import Plan, add_options, parse, run
+from training.optimise import Average, Replay, adamw, autocast, set_rates
+from training.speaker_encoder import Listener, SpeakerEncoder, load_speaker
 from training.speech import TokenRows
 from training.store import Store
 
-LOSSES = ("flow", "prior", "gradient")
 PEAK_RATE = 1e-3
 CLIP = 1.0
 SIGMA_MIN = 1e-6
 EMBEDDING_NOISE = 0.25  # of a unit embedding: prompts of one speaker differ by about a third
 PRIOR_START, PRIOR_END = 1.0, 0.1
 AVERAGE_DECAY, AVERAGE_EVERY, AVERAGE_FROM = 0.99, 10, 0.3
-LOG_EVERY = 50
-CHECKPOINT_SECONDS, REFRESH_SECONDS = 120.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Recipe:
 
 def read_config(spec: Path) -> FlowConfig:
     """The flow's dimensions from a model's yaml."""
-    return FlowConfig.read(Section(parse(spec.read_text(), str(spec)), str(spec)))
+    return FlowConfig.read(Section(parse_yaml(spec.read_text(), str(spec)), str(spec)))
 
 
 def objective(model: CausalMaskedDiffWithXvec, recipe: Recipe, tokens: Tensor, mel: Tensor, voice: Tensor) -> Tensor:
@@ -99,7 +102,7 @@ class Voices:
     """Mean speaker embedding of every part of a token store, from its first minutes."""
 
     def __init__(self, encoder: SpeakerEncoder, device: torch.device) -> None:
-        self.listener = Listener(encoder.eval()).to(device)
+        self.listener = Listener(encoder).to(device)
 
     @torch.no_grad()
     def of(self, data: TokenRows, crops: int = 24, tokens: int = 100) -> Tensor:
@@ -116,6 +119,8 @@ class Voices:
 class Trainer:
     """Model, data and optimiser of one run; `step` is captured as a CUDA graph."""
 
+    losses = ("flow", "prior", "gradient")
+
     def __init__(
         self, model: CausalMaskedDiffWithXvec, sources: list[tuple[TokenRows, Tensor, int]], recipe: Recipe
     ) -> None:
@@ -127,7 +132,7 @@ class Trainer:
         self.optimizer = adamw([(self.parameters, PEAK_RATE)], (0.9, 0.98))
         self.average = Average(model, AVERAGE_DECAY)
         self.prior_weight = torch.tensor(PRIOR_START, device=self.device)
-        self.compute = objective
+        self.replay = Replay(self.step, self.device)
         self.steps = 0
 
     @torch.no_grad()
@@ -150,68 +155,52 @@ class Trainer:
             layer.bias.copy_(mean)
 
     def step(self) -> Tensor:
-        """One update on a fresh batch; losses as `LOSSES`."""
+        """One update on a fresh batch."""
         tokens, mel, voice = self.batch()
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device):
-            losses = self.compute(self.model, self.recipe, tokens, mel, voice)
-        (losses[0] + self.prior_weight * losses[1]).backward()  # type: ignore[no-untyped-call]
+            losses = objective(self.model, self.recipe, tokens, mel, voice)
+        torch.autograd.backward(losses[0] + self.prior_weight * losses[1])
         norm = nn.utils.clip_grad_norm_(self.parameters, CLIP, foreach=True)
         self.optimizer.step()
         return torch.cat([losses.detach(), norm[None]])
 
-    def schedule(self, progress: float) -> None:
-        """Rates, weights and the average as they are to be at `progress` of the run; once a step, before it."""
-        set_rates(self.optimizer, rate_factor(progress))
+    def schedule(self, progress: float, rate: float) -> None:
+        """Rates, weights and the average as they are to be; once a step, before it."""
+        set_rates(self.optimizer, rate)
         self.prior_weight.fill_(PRIOR_START + (PRIOR_END - PRIOR_START) * progress)
         self.steps += 1
         if self.steps % AVERAGE_EVERY == 0:
             self.average.update(restart=progress < AVERAGE_FROM)
 
-    def state(self, clock: Clock) -> dict[str, object]:
+    def advance(self, progress: float, rate: float) -> Tensor:
+        self.schedule(progress, rate)
+        return self.replay()
+
+    def refresh(self) -> None:
+        """More of the plain voice; parts of other speakers would need embeddings."""
+        self.sources[0][0].refresh()
+
+    def state(self) -> dict[str, object]:
         return {
             "model": self.model.state_dict(),
             "average": self.average.state(),
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
-            "seconds": clock.spent,
         }
 
-    def load(self, path: Path) -> float:
-        """Take up a checkpoint; returns the seconds it was trained for."""
-        saved = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(saved["model"])
-        self.average.load(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.steps = saved["steps"]
-        return float(saved["seconds"])
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.average.load(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        load_into(self.model, weights, "flow.pt")
+        self.average.update(restart=True)
 
     def weights(self) -> dict[str, Tensor]:
-        """What ships: the state with averaged parameters."""
         return {**self.model.state_dict(), **self.average.state()}
-
-
-def train(trainer: Trainer, minutes: float, out: Path, *, eager: bool) -> None:
-    """Train until `minutes` in all are spent, checkpoint on the way and at the end, and write `flow.pt`."""
-    checkpoint = out / "flow-checkpoint.pt"
-    spent = trainer.load(checkpoint) if checkpoint.exists() else 0.0
-    log, step = LossLog(out / "flow.csv", LOSSES), Replay(trainer.step, trainer.device, eager=eager)
-    clock = Clock(minutes, spent)
-    saved = refreshed = clock.spent
-    while clock.progress < 1:
-        trainer.schedule(clock.progress)
-        losses = step()
-        if trainer.steps % LOG_EVERY == 0:
-            values = log.write(trainer.steps, clock.spent, losses)
-            print("flow", trainer.steps, *(f"{n} {v:.3f}" for n, v in zip(LOSSES, values, strict=True)), flush=True)
-        if clock.spent - refreshed > REFRESH_SECONDS:
-            trainer.sources[0][0].refresh()  # the plain voice: parts of other speakers would need embeddings
-            refreshed = clock.spent
-        if clock.spent - saved > CHECKPOINT_SECONDS:
-            save(checkpoint, trainer.state(clock))
-            saved = clock.spent
-    save(checkpoint, trainer.state(clock))
-    export(out / "flow.pt", trainer.weights())
 
 
 def main() -> None:
@@ -220,19 +209,12 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True, help="tokenised store of the plain voice")
     parser.add_argument("--warped", type=Path, help="tokenised store of training.warp")
     parser.add_argument("--speaker", type=Path, required=True, help="weights of training.speaker")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="of training in all, resumed time included")
+    add_options(parser)
     parser.add_argument("--hours", type=float, default=90.0, help="of audio to hold on the device")
     parser.add_argument("--rows", type=int, default=Recipe.rows)
     parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="of a row")
-    parser.add_argument("--eager", action="store_true", help="no CUDA graph")
-    parser.add_argument("--compile", action="store_true", help="compile the objective before the graph is captured")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    trainer = build(arguments)
-    if arguments.compile:
-        trainer.compute = torch.compile(objective)
-    train(trainer, arguments.minutes, arguments.out, eager=arguments.eager)
+    arguments = parse(parser)
+    run(build(arguments), Plan.of("flow", arguments))
 
 
 def build(arguments: argparse.Namespace) -> Trainer:
@@ -240,9 +222,7 @@ def build(arguments: argparse.Namespace) -> Trainer:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    encoder = SpeakerEncoder()
-    encoder.load_state_dict(torch.load(arguments.speaker, weights_only=True))
-    voices = Voices(encoder, device)
+    voices = Voices(load_speaker(arguments.speaker), device)
     plain = TokenRows(arguments.store, arguments.hours, device)
     mean = F.normalize(voices.of(plain).mean(0, keepdim=True), dim=1)  # one speaker, one embedding
     others = 0 if arguments.warped is None else max(1, round(arguments.rows * Recipe.warped_rows / Recipe.rows))

@@ -4,16 +4,18 @@ HiFTNet's objective (Li et al., arXiv:2309.09493) with HiFi-GAN's discriminators
 with adversarial and feature matching losses. The excitation is driven by the teacher's pitch until the pitch head has
 learnt it. The mel is computed from each crop's audio, so no tokens are needed.
 
-``python -m training.hift --spec cosyvoice2.yaml --store DATA --out RUN --minutes 9`` trains, taking in parts of a store
-that is still being made, and writes `RUN/hift-checkpoint.pt` (taken up again if it is there) and `RUN/hift.pt`, the
-averaged weights as they ship.
+    python -m training.hift --spec training/nano/cosyvoice2.yaml --store DATA/store --out RUN --minutes 9
+
+trains, taking in parts of a store that is still being made, and writes what `training.loop` says.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +24,16 @@ from torch.nn import functional as F
 from lighttts.models.hift import HiFTGenerator
 from lighttts.models.hift_config import HiFTConfig
 from lighttts.models.section import Section
-from lighttts.models.spec import parse
+from lighttts.models.spec import parse as parse_yaml
 from lighttts.models.stft import FourierFrames
+from lighttts.models.weights import load_into
 from training.discriminators import Discriminators, adversarial_loss, discriminator_loss, matching_loss, split
 from training.features import FLOW_HOP, FLOW_MARGIN, FlowMel
-from training.loop import Average, Clock, LossLog, Replay, adamw, autocast, export, rate_factor, save, set_rates
+from training.loop import Plan, add_options, parse, run
+from training.optimise import Average, Replay, adamw, autocast, set_rates
 from training.spectra import SpectralDistance
 from training.speech import Speech
 
-LOSSES = ("spectral", "pitch", "matching", "adversarial", "discriminator", "gradient")
 GENERATOR_RATE, PITCH_RATE, DISCRIMINATOR_RATE = 5e-4, 1e-3, 3e-4
 BETAS = (0.8, 0.99)
 CLIP = 1000.0  # of the generator's gradient: only what would throw a run off
@@ -38,8 +41,6 @@ SPECTRAL_WEIGHT, MATCHING_WEIGHT = 30.0, 2.0
 PITCH_SCALE = 100.0  # Hz that count as one in the pitch loss
 TEACHER_PITCH_UNTIL, ADVERSARIAL_FROM = 0.06, 0.12
 AVERAGE_DECAY, AVERAGE_EVERY = 0.99, 10
-LOG_EVERY = 50
-CHECKPOINT_SECONDS, REFRESH_SECONDS = 120.0, 20.0
 FIRST_PITCH, PITCH_WEIGHTS = 120.0, 50.0
 FIRST_LOG_MAGNITUDE = -4.0
 
@@ -61,7 +62,7 @@ class MatrixFourier(FourierFrames):
 
 def read_config(spec: Path) -> HiFTConfig:
     """The vocoder's dimensions from a model's yaml."""
-    return HiFTConfig.read(Section(parse(spec.read_text(), str(spec)), str(spec)))
+    return HiFTConfig.read(Section(parse_yaml(spec.read_text(), str(spec)), str(spec)))
 
 
 def new_generator(config: HiFTConfig) -> HiFTGenerator:
@@ -85,6 +86,8 @@ def new_generator(config: HiFTConfig) -> HiFTGenerator:
 class Trainer:
     """Networks, data and optimisers of one run; `warm_step` and `adversarial_step` are captured as CUDA graphs."""
 
+    losses = ("spectral", "pitch", "matching", "adversarial", "discriminator", "gradient")
+
     def __init__(self, model: HiFTGenerator, speech: Speech, rows: int, frames: int) -> None:
         """`rows` crops of `frames` mel frames a batch."""
         self.model, self.speech, self.rows, self.frames = model, speech, rows, frames
@@ -97,7 +100,8 @@ class Trainer:
         self.judge_optimizer = adamw([(self.judges.parameters(), DISCRIMINATOR_RATE)], BETAS)
         self.average = Average(model, AVERAGE_DECAY)
         self.teacher_pitch = torch.ones((), dtype=torch.bool, device=self.device)
-        self.decode = model.decode
+        self.warm, self.adversarial = (Replay(f, self.device) for f in (self.warm_step, self.adversarial_step))
+        self.experienced = False  # weights that need no warming up
         self.steps = 0
 
     def generate(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,10 +112,10 @@ class Trainer:
             real = audio[:, FLOW_MARGIN:-FLOW_MARGIN]
         guess = self.model.pitch(mel)
         source = self.model.m_source(torch.where(self.teacher_pitch, pitch, guess.detach()), torch.randn_like(real))
-        return self.decode(mel, source), real, F.l1_loss(guess, pitch) / PITCH_SCALE
+        return self.model.decode(mel, source), real, F.l1_loss(guess, pitch) / PITCH_SCALE
 
     def warm_step(self) -> Tensor:
-        """One update by spectral distance and pitch alone; losses as `LOSSES`."""
+        """One update by spectral distance and pitch alone."""
         fake, real, pitch = self.generate()
         spectral = self.distance(fake, real)
         norm = self._update_generator(SPECTRAL_WEIGHT * spectral + pitch)
@@ -141,85 +145,63 @@ class Trainer:
         self.generator_optimizer.step()
         return norm
 
-    def schedule(self, progress: float) -> None:
-        """Rates, pitch source and average as they are to be at `progress` of the run; once a step, before it."""
-        set_rates(self.generator_optimizer, rate_factor(progress))
-        set_rates(self.judge_optimizer, rate_factor(progress))
-        self.teacher_pitch.fill_(progress < TEACHER_PITCH_UNTIL)
+    def schedule(self, progress: float, rate: float) -> None:
+        """Rates, pitch source and average as they are to be; once a step, before it."""
+        set_rates(self.generator_optimizer, rate)
+        set_rates(self.judge_optimizer, rate)
+        self.teacher_pitch.fill_(progress < TEACHER_PITCH_UNTIL and not self.experienced)
         self.steps += 1
         if self.steps % AVERAGE_EVERY == 0:
             self.average.update(restart=progress < 2 * ADVERSARIAL_FROM)
 
-    def state(self, clock: Clock) -> dict[str, object]:
+    def advance(self, progress: float, rate: float) -> Tensor:
+        self.schedule(progress, rate)
+        warm = progress < ADVERSARIAL_FROM and not self.experienced
+        return self.warm() if warm else self.adversarial()
+
+    def refresh(self) -> None:
+        self.speech.refresh()
+
+    def state(self) -> dict[str, object]:
         return {
             "model": self.model.state_dict(),
             "judges": self.judges.state_dict(),
             "average": self.average.state(),
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "judge_optimizer": self.judge_optimizer.state_dict(),
+            "experienced": self.experienced,
             "steps": self.steps,
-            "seconds": clock.spent,
         }
 
-    def load(self, path: Path) -> float:
-        """Take up a checkpoint; returns the seconds it was trained for."""
-        saved = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(saved["model"])
-        self.judges.load_state_dict(saved["judges"])
-        self.average.load(saved["average"])
-        self.generator_optimizer.load_state_dict(saved["generator_optimizer"])
-        self.judge_optimizer.load_state_dict(saved["judge_optimizer"])
-        self.steps = saved["steps"]
-        return float(saved["seconds"])
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.judges.load_state_dict(state["judges"])
+        self.average.load(state["average"])
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self.judge_optimizer.load_state_dict(state["judge_optimizer"])
+        self.experienced = state["experienced"]
+        self.steps = state["steps"]
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """The generator's; discriminators are not shipped and begin anew, against it from the first step on."""
+        load_into(self.model, weights, "hift.pt")
+        self.average.update(restart=True)
+        self.experienced = True
 
     def weights(self) -> dict[str, Tensor]:
-        """What ships: the state with averaged parameters."""
         return {**self.model.state_dict(), **self.average.state()}
-
-
-def train(trainer: Trainer, minutes: float, out: Path, *, eager: bool) -> None:
-    """Train until `minutes` in all are spent, checkpoint on the way and at the end, and write `hift.pt`."""
-    checkpoint = out / "hift-checkpoint.pt"
-    spent = trainer.load(checkpoint) if checkpoint.exists() else 0.0
-    log = LossLog(out / "hift.csv", LOSSES)
-    warm = Replay(trainer.warm_step, trainer.device, eager=eager)
-    adversarial = Replay(trainer.adversarial_step, trainer.device, eager=eager)
-    clock = Clock(minutes, spent)
-    saved = refreshed = clock.spent
-    while clock.progress < 1:
-        progress = clock.progress
-        trainer.schedule(progress)
-        losses = (warm if progress < ADVERSARIAL_FROM else adversarial)()
-        if trainer.steps % LOG_EVERY == 0:
-            values = log.write(trainer.steps, clock.spent, losses)
-            print("hift", trainer.steps, *(f"{n} {v:.3f}" for n, v in zip(LOSSES, values, strict=True)), flush=True)
-        if clock.spent - refreshed > REFRESH_SECONDS:
-            trainer.speech.refresh()
-            refreshed = clock.spent
-        if clock.spent - saved > CHECKPOINT_SECONDS:
-            save(checkpoint, trainer.state(clock))
-            saved = clock.spent
-    save(checkpoint, trainer.state(clock))
-    export(out / "hift.pt", trainer.weights())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spec", type=Path, required=True, help="the model's cosyvoice2.yaml")
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="of training in all, resumed time included")
+    add_options(parser)
     parser.add_argument("--hours", type=float, default=30.0, help="of audio to hold on the device")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--frames", type=int, default=40, help="mel frames of a crop")
-    parser.add_argument("--eager", action="store_true", help="no CUDA graph")
-    parser.add_argument("--compile", action="store_true", help="compile the generator before graphs are captured")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    trainer = build(arguments)
-    if arguments.compile:
-        trainer.decode = torch.compile(trainer.decode)
-    train(trainer, arguments.minutes, arguments.out, eager=arguments.eager)
+    arguments = parse(parser)
+    run(build(arguments), Plan.of("hift", arguments))
 
 
 def build(arguments: argparse.Namespace) -> Trainer:

@@ -7,6 +7,7 @@ gives the attention logits of one head in some layers, which training ties to th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -121,9 +122,9 @@ class SpeechLM(nn.Module):
         self.llm_decoder = nn.Linear(shape.hidden, layout.speech + 3)
         self.dropout = nn.Dropout(shape.dropout)
         self.apply(self._initialise)
-        for layer in self.layers:
-            for last in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                nn.init.normal_(last.weight, std=0.02 / (2 * shape.layers) ** 0.5)
+        for name, weight in self.layers.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.normal_(weight, std=0.02 / (2 * shape.layers) ** 0.5)
 
     @staticmethod
     def _initialise(module: nn.Module) -> None:
@@ -151,17 +152,23 @@ class SpeechLM(nn.Module):
     def published(self) -> dict[str, Tensor]:
         """The weights under upstream's names (`llm.pt`), shared tensors included."""
         layout = self.layout
-        text, special, speech = self.embedding.weight.split([layout.text, 2, layout.speech + 3])
+        text, special, speech = torch.split(self.embedding.weight, [layout.text, 2, layout.speech + 3])
         state = {
-            "llm_embedding.weight": special,
-            "speech_embedding.weight": speech,
             "llm.model.model.embed_tokens.weight": text,
             "llm.model.lm_head.weight": text,
+            "llm_embedding.weight": special,
+            "speech_embedding.weight": speech,
             "llm.model.model.norm.weight": self.norm.weight,
             "llm_decoder.weight": self.llm_decoder.weight,
             "llm_decoder.bias": self.llm_decoder.bias,
         }
         return state | {f"llm.model.model.layers.{name}": p for name, p in self.layers.named_parameters()}
+
+    @torch.no_grad()
+    def take(self, published: Mapping[str, Tensor]) -> None:
+        """Take over the weights of an `llm.pt` of these dimensions. Raises KeyError or RuntimeError for any other."""
+        for name, parameter in self.published().items():
+            parameter.copy_(published[name])
 
 
 def visible(document: Tensor) -> Tensor:

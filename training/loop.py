@@ -1,31 +1,52 @@
-"""What every acoustic trainer shares: a schedule by the wall clock, checkpoints, a loss log, steps as CUDA graphs."""
+"""The loop every trainer runs in: a schedule by the wall clock, a loss log, checkpoints, weights as they ship.
+
+GPU time comes in pieces. A run goes on from its checkpoint where there is one; where only the weights came back, they
+are what it starts from (`--init`), with fresh moments and a short warm-up.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from lighttts.models.weights import load_weights
 
 WARM_UP = 0.02
 FLOOR = 0.02
-EAGER_STEPS_BEFORE_CAPTURE = 3
+CHECKPOINT_SECONDS, REFRESH_SECONDS = 60.0, 20.0
 
 
 class Clock:
     """Time spent on a run that may be cut into pieces: `progress` goes from 0 to 1 over `minutes` of training."""
 
-    def __init__(self, minutes: float, spent: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
-        """`spent`: seconds trained before a resume. The clock starts at once."""
+    def __init__(
+        self,
+        minutes: float,
+        spent: float = 0.0,
+        *,
+        cold: bool = False,
+        stop: float = math.inf,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`spent`: seconds trained before. `cold`: the optimiser knows nothing of them. `stop`: seconds from now.
+
+        The clock starts at once.
+        """
         self.budget = minutes * 60
         self.now = now
         self.start = now() - spent
+        self.end = min(self.budget, spent + stop)
+        self.warm_from = spent if cold else 0.0
 
     @property
     def spent(self) -> float:
@@ -35,99 +56,136 @@ class Clock:
     def progress(self) -> float:
         return min(1.0, self.spent / self.budget)
 
+    @property
+    def over(self) -> bool:
+        """Whether all minutes are spent or the stop has come."""
+        return self.spent >= self.end
 
-def rate_factor(progress: float) -> float:
-    """Share of the peak learning rate: a short linear rise, then a half cosine down to a small floor."""
-    rise = min(1.0, (progress + 1e-4) / WARM_UP)
-    return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def adamw(groups: Sequence[tuple[Iterable[nn.Parameter], float]], betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW over (parameters, peak rate) groups whose step can be captured: rates are tensors beside the parameters."""
-    made: list[dict[str, Any]] = []
-    for parameters, peak in groups:
-        listed = list(parameters)
-        rate = torch.tensor(peak, device=listed[0].device)
-        made.append({"params": listed, "lr": rate, "peak": peak})
-    capturable = made[0]["params"][0].is_cuda
-    return torch.optim.AdamW(made, betas=betas, weight_decay=0.01, fused=True, capturable=capturable)
+    @property
+    def rate(self) -> float:
+        """Share of the peak learning rate: a short linear rise, then a half cosine down to a small floor."""
+        rise = min(1.0, (self.progress - self.warm_from / self.budget + 1e-4) / WARM_UP)
+        return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * self.progress)))
 
 
-def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's rate to `factor` of its peak, in place, so that captured steps see it."""
-    for group in optimizer.param_groups:
-        group["lr"].fill_(group["peak"] * factor)
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is and where it is kept.
 
-
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where it is safe, on a GPU; no cache of cast weights, which a captured step must not carry over."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)
-
-
-class Replay:
-    """A training step as one CUDA graph: eager a few times, captured once, replayed from then on.
-
-    The step must read and write tensors that stay in place and must not wait for the device. On a CPU, or if `eager`,
-    the step is called as it is.
+    It writes into `out`: `NAME.csv`, its losses; `NAME-checkpoint.pt`, to go on from; `NAME.pt`, averaged weights as
+    they ship. `minutes` of training in all, resumed time included; without them the run ends, its rate low, at `until`.
+    `until` (time.time()) stops it in any case, to be resumed. `init`: weights to start from if there is no checkpoint,
+    after `spent` minutes of training.
     """
 
-    def __init__(self, step: Callable[[], Tensor], device: torch.device, *, eager: bool = False) -> None:
-        self.step = step
-        self.eager = eager or device.type != "cuda"
-        self.calls = 0
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.result = torch.empty(0)
+    name: str
+    out: Path
+    minutes: float | None
+    until: float | None = None
+    init: Path | None = None
+    spent: float = 0.0
+    log_every: int = 50
 
-    def __call__(self) -> Tensor:
-        """Run one step; its result lies in the same tensor each time once captured."""
-        self.calls += 1
-        if self.eager:
-            return self.step()
-        if self.graph is not None:
-            self.graph.replay()
-            return self.result
-        if self.calls <= EAGER_STEPS_BEFORE_CAPTURE:
-            return self._aside()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.result = self.step()
-        self.graph.replay()
-        return self.result
+    @classmethod
+    def of(cls, name: str, arguments: argparse.Namespace, log_every: int = 50) -> Plan:
+        """The plan of a command line with `add_options`."""
+        options = ("out", "minutes", "until", "init", "spent")
+        return cls(name, **{key: getattr(arguments, key) for key in options}, log_every=log_every)
 
-    def _aside(self) -> Tensor:
-        """Before a capture work must have run on another stream than the default one."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            result = self.step()
-        torch.cuda.current_stream().wait_stream(stream)
-        return result
+    def clock(self, spent: float, *, cold: bool) -> Clock:
+        left = math.inf if self.until is None else max(0.0, self.until - time.time())
+        minutes = (spent + left) / 60 if self.minutes is None else self.minutes
+        return Clock(minutes, spent, cold=cold, stop=left)
 
 
-class Average:
-    """An exponential moving average of a module's parameters, which samples better than the last step's weights."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a `Plan`; `Plan.of` wants at least one of --minutes and --until."""
+    parser.add_argument("--out", type=Path, required=True)
+    ends = parser.add_argument_group("when to end; at least one")
+    ends.add_argument("--minutes", type=float, help="of training in all, resumed time included")
+    ends.add_argument("--until", type=float, help="Unix time to stop at; the run's end if there are no --minutes")
+    parser.add_argument("--init", type=Path, help="shipped weights to start from if there is no checkpoint")
+    parser.add_argument("--spent", type=float, default=0.0, help="minutes that --init was trained for")
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.live = [p.detach() for p in module.parameters()]
-        self.names = [name for name, _ in module.named_parameters()]
-        self.mean = [p.clone() for p in self.live]
 
-    @torch.no_grad()
-    def update(self, *, restart: bool) -> None:
-        """Move towards the parameters, or, early in a run, begin again at them."""
-        if restart:
-            torch._foreach_copy_(self.mean, self.live)
-        else:
-            torch._foreach_lerp_(self.mean, self.live, 1 - self.decay)
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line's arguments, with the folder to write into made."""
+    arguments = parser.parse_args()
+    if arguments.minutes is None and arguments.until is None:
+        parser.error("give --minutes, --until, or both")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    return arguments
 
-    def state(self) -> dict[str, Tensor]:
-        return dict(zip(self.names, self.mean, strict=True))
 
-    @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        for name, mean in zip(self.names, self.mean, strict=True):
-            mean.copy_(state[name])
+class Trainer(Protocol):
+    """Model, data and optimiser of one run."""
+
+    device: torch.device
+    steps: int
+
+    @property
+    def losses(self) -> Sequence[str]:
+        """Names of what `advance` returns."""
+
+    def advance(self, progress: float, rate: float) -> Tensor:
+        """One step, counted in `steps`, at a share of the run and of the peak rates: losses, a vector."""
+
+    def refresh(self) -> None:
+        """Take in data that has come since."""
+
+    def state(self) -> dict[str, object]:
+        """Everything that `load` needs to go on as if nothing had happened."""
+
+    def load(self, state: Mapping[str, Any]) -> None: ...
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin with what `weights` gave, in single precision."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """What ships: averaged parameters under upstream's names."""
+
+
+def run(trainer: Trainer, plan: Plan) -> None:
+    """Train until the plan's end. Raises FloatingPointError for losses or weights that are not finite.
+
+    What is on disk then is sound: started again, the run goes on from there.
+    """
+    clock = begin(trainer, plan)
+    first = trainer.steps
+    log = LossLog(plan.out / f"{plan.name}.csv", trainer.losses)
+    saved = refreshed = clock.spent
+    while not clock.over:
+        losses = trainer.advance(clock.progress, clock.rate)
+        if trainer.steps % plan.log_every == 0:
+            values = log.write(trainer.steps, clock.spent, losses)
+            named = zip(trainer.losses, values, strict=True)
+            print(plan.name, trainer.steps, *(f"{name} {value:.3f}" for name, value in named), flush=True)
+        if clock.spent - refreshed > REFRESH_SECONDS:
+            trainer.refresh()
+            refreshed = clock.spent
+        if clock.spent - saved > CHECKPOINT_SECONDS:
+            keep(trainer, plan, clock)
+            saved = clock.spent
+    if trainer.steps > first:
+        keep(trainer, plan, clock)
+
+
+def begin(trainer: Trainer, plan: Plan) -> Clock:
+    """Take up the plan's checkpoint, or its weights, and start the clock."""
+    checkpoint = plan.out / f"{plan.name}-checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=trainer.device, weights_only=True)
+        trainer.load(saved)
+        return plan.clock(float(saved["seconds"]), cold=False)
+    if plan.init is not None:
+        trainer.start_from(load_weights(plan.init))
+    return plan.clock(plan.spent * 60, cold=plan.init is not None)
+
+
+def keep(trainer: Trainer, plan: Plan, clock: Clock) -> None:
+    """Write the weights as they stand and, if they are sound, the checkpoint."""
+    export(plan.out / f"{plan.name}.pt", trainer.weights())
+    save(plan.out / f"{plan.name}-checkpoint.pt", {**trainer.state(), "seconds": clock.spent})
 
 
 class LossLog:
@@ -144,7 +202,7 @@ class LossLog:
         values: list[float] = losses.tolist()
         if not all(math.isfinite(value) for value in values):
             named = ", ".join(f"{name} {value:.3g}" for name, value in zip(self.names, values, strict=True))
-            raise FloatingPointError(f"the losses of step {step} are not finite ({named}); resume with a lower rate")
+            raise FloatingPointError(f"the losses of step {step} are not finite ({named}); start again to resume")
         self._append([str(step), f"{seconds:.1f}", *(f"{value:.4f}" for value in values)])
         return values
 
@@ -153,14 +211,22 @@ class LossLog:
             csv.writer(file).writerow(row)
 
 
-def save(path: Path, state: dict[str, object]) -> None:
+def save(path: Path, state: Mapping[str, object]) -> None:
     """Write a checkpoint so that a run cut short leaves the former one whole."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     os.replace(partial, path)
 
 
-def export(path: Path, state: dict[str, Tensor]) -> None:
-    """Write weights as they ship: half precision, contiguous, on the CPU, upstream's key names."""
-    half = {k: v.detach().to("cpu", torch.float16 if v.is_floating_point() else v.dtype) for k, v in state.items()}
-    save(path, {k: v.contiguous() for k, v in half.items()})
+def export(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write weights as they ship: half precision, contiguous, on the CPU; names of one tensor share it.
+
+    Raises FloatingPointError, and writes nothing, if they are not finite.
+    """
+    made: dict[tuple[int, torch.Size], Tensor] = {}
+    for name, tensor in state.items():
+        half = tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else tensor.dtype)
+        if not bool(half.isfinite().all()):
+            raise FloatingPointError(f"{name} is not finite in half precision; start again to resume")
+        made[tensor.data_ptr(), tensor.shape] = half.clone(memory_format=torch.contiguous_format)
+    save(path, {name: made[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()})

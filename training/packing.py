@@ -129,12 +129,12 @@ class Documents:
     lengths: Ints
 
 
-def _groups(spoken: Spoken, texts: Ints, longest: int, rng: np.random.Generator) -> Ints:
+def _groups(speeches: Ints, texts: Ints, longest: int, rng: np.random.Generator) -> Ints:
     """Group number of each sentence in turn, so that no group is too long."""
     sizes = rng.choice(len(GROUP_SHARES), len(texts), p=GROUP_SHARES) + 1
     group = np.repeat(np.arange(len(sizes)), sizes)[: len(texts)]
     total = np.bincount(group, texts)
-    length = np.bincount(group, texts + spoken) + 2
+    length = np.bincount(group, texts + speeches) + 2
     apart = ((total > GROUP_TEXT) | (length > longest))[group]
     fresh = np.concatenate([[True], (group[1:] != group[:-1]) | apart[1:]])
     return np.cumsum(fresh) - 1
@@ -178,7 +178,9 @@ def _within(size: Ints, group: Ints) -> Ints:
     """Offset of each item within its group, items laid one after the other."""
     ends = np.cumsum(size)
     first = np.concatenate([[0], np.flatnonzero(np.diff(group)) + 1])
-    return ends - size - (ends - size)[first][group]
+    begin = ends - size
+    inside: Ints = begin - begin[first][group]
+    return inside
 
 
 def interleaved(spoken: Spoken, chosen: Ints, layout: Layout) -> Documents:

@@ -5,10 +5,13 @@ An x-vector (Snyder et al. 2018) with residual dilated convolutions and mean-and
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lighttts.models.weights import load_into, load_weights
 from training.features import WHISPER_RATE, KaldiFbank, Resample
 from training.store import SAMPLE_RATE
 
@@ -46,6 +49,13 @@ class SpeakerEncoder(nn.Module):
         deviation = ((x - mean).square().mean(-1) + 1e-5).sqrt()
         out: Tensor = self.embed(torch.cat([mean[..., 0], deviation], dim=1))
         return out
+
+
+def load_speaker(path: Path) -> SpeakerEncoder:
+    """The encoder with the weights that `training.speaker` wrote, for inference. Raises `ModelError`."""
+    encoder = SpeakerEncoder()
+    load_into(encoder, load_weights(path), str(path))
+    return encoder.requires_grad_(False).eval()
 
 
 class Listener(nn.Module):

@@ -1,7 +1,8 @@
 """Milliseconds a step of the vocoder's and the flow's training takes on this device, on noise of the real shapes.
 
-``python -m training.step_times --spec cosyvoice2.yaml`` times each step eagerly and as a CUDA graph, and with
-`--compile` also compiled: what to choose `--rows` and the trainers' flags by.
+    python -m training.step_times --spec training/nano/cosyvoice2.yaml
+
+times each step eagerly and as a CUDA graph: what to choose `--rows` by.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from training import flow, hift
 from training.features import SAMPLES_PER_TOKEN
-from training.loop import Replay, save
+from training.loop import save
+from training.optimise import Replay
 from training.speaker_encoder import SpeakerEncoder
 from training.store import FRAME, SAMPLE_RATE, Utterance, write_part
 
@@ -61,7 +63,6 @@ def milliseconds(step: Callable[[], Tensor], device: torch.device, *, eager: boo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spec", type=Path, required=True)
-    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -74,8 +75,8 @@ def main() -> None:
                 **common, warped=None, speaker=folder / "speaker.pt", hours=1.0, rows=32, tokens=flow.Recipe.tokens
             )
         )
-    vocoder.schedule(0.5)
-    decoder.schedule(0.5)
+    vocoder.schedule(0.5, 1.0)
+    decoder.schedule(0.5, 1.0)
     steps = {"hift warm": vocoder.warm_step, "hift adversarial": vocoder.adversarial_step, "flow": decoder.step}
     for label, step in steps.items():
         for eager in (True, False):
@@ -85,12 +86,6 @@ def main() -> None:
                 round(milliseconds(step, vocoder.device, eager=eager), 1),
                 flush=True,
             )
-    if arguments.compile:
-        vocoder.decode, decoder.compute = torch.compile(vocoder.decode), torch.compile(flow.objective)
-        for label, step in steps.items():
-            start = time.perf_counter()
-            took = milliseconds(step, vocoder.device, eager=False)
-            print(label, "compiled", round(took, 1), "ready after", round(time.perf_counter() - start), "s", flush=True)
 
 
 if __name__ == "__main__":

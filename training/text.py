@@ -16,6 +16,8 @@ from wetext import Normalizer
 _SPACED_MARK = re.compile(r"\s+([,.;:!?])")
 _NEEDS_NORMALISER = re.compile(r"[^a-zA-Z ,.;:!?'\"-]|[A-Z]{2}|\b[A-Za-z]{1,4}\.(?!$)")
 _ENDS = (".", "!", "?", ";", ":")
+_QUOTED = re.compile(r'"([^"]+)"')
+FEWEST_WORDS, MOST_WORDS = 4, 22
 
 
 @lru_cache(maxsize=1)
@@ -49,13 +51,21 @@ def read_lines(path: Path) -> Iterator[str]:
             yield line
 
 
-def wordnet_definitions(folder: Path) -> Iterator[str]:
-    """WordNet's definitions (`data.noun` and its kin) of 4 to 22 words as sentences: "The act of playing an
-    instrument."."""
+def wordnet_sentences(folder: Path) -> Iterator[str]:
+    """WordNet's definitions (in `data.noun` and its kin) as sentences, "The act of playing an instrument.", and its
+    examples of use; those of 4 to 22 words."""
     for path in sorted(folder.glob("data.*")):
         for line in path.read_text(encoding="utf-8").splitlines():
             _, mark, gloss = line.partition(" | ")
-            text = re.sub(r"\([^)]*\)", " ", gloss.split(";")[0].split('"')[0])
-            text = " ".join(re.sub(r"[^a-zA-Z ,'-]", " ", text).split()).strip(" ,-'")
-            if mark and 4 <= len(text.split()) <= 22:
-                yield text[0].upper() + text[1:] + "."
+            if mark:
+                for text in (_definition(gloss), *_QUOTED.findall(gloss)):
+                    text = clean(text).strip(" ,-'")
+                    if FEWEST_WORDS <= len(text.split()) <= MOST_WORDS:
+                        sentence = text[0].upper() + text[1:]
+                        yield sentence if sentence.endswith(_ENDS) else sentence + "."
+
+
+def _definition(gloss: str) -> str:
+    """The words of a gloss before its examples and without what is in brackets."""
+    text = re.sub(r"\([^)]*\)", " ", gloss.split(";")[0].split('"')[0])
+    return re.sub(r"[^a-zA-Z ,'-]", " ", text)

@@ -1,6 +1,6 @@
 """Turn a store's audio into speech tokens, part by part, while it still grows.
 
-    python -m training.tokenize_store --encoder RUN/tokenizer/encoder.pt --store DATA/store
+    python -m training.tokenize_store --encoder RUN/tokenizer.pt --store DATA/store
 
 writes ``tokens-NAME.npz`` beside each part: ``token`` (flat) int16 and ``tokens`` (n,) int64, ``ceil(samples / 960)``
 tokens an utterance. With ``--follow`` seconds it waits for further parts and ends when none has come for that long.
@@ -20,8 +20,7 @@ from torch import Tensor
 
 from training.features import SAMPLES_PER_TOKEN, Resample, WhisperMel
 from training.store import Store, part_names
-from training.tokenizer import FRAMES_A_TOKEN, Encoder
-from training.train_tokenizer import load_encoder
+from training.tokenizer import FRAMES_A_TOKEN, Encoder, load_encoder
 
 ROWS = 100
 

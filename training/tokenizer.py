@@ -9,9 +9,13 @@ second.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lighttts.models.weights import load_into, load_weights
 
 BANDS = 128
 FRAMES_A_TOKEN = 4
@@ -59,7 +63,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(self.norm(x).transpose(1, 2)).transpose(1, 2)
-        return x + self.out(F.gelu(y))
+        out: Tensor = x + self.out(F.gelu(y))
+        return out
 
 
 class Encoder(nn.Module):
@@ -69,7 +74,7 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int = 192, blocks: int = 5, levels: tuple[int, ...] = LEVELS) -> None:
         super().__init__()
-        self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32))
+        self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32), persistent=False)
         self.entry = nn.Conv1d(BANDS, width, 5, stride=2, padding=2)
         self.halve = nn.Conv1d(width, width, 5, stride=2, padding=2)
         self.blocks = nn.ModuleList(Block(width, width * 4 // 3, 5) for _ in range(blocks))
@@ -94,6 +99,13 @@ class Encoder(nn.Module):
     def tokens(self, features: Tensor, lengths: Tensor) -> Tensor:
         """[B, 128, T], [B] -> tokens [B, ceil(T / 4)] int64; those beyond a row's length mean nothing."""
         return to_index(quantise(self(features, lengths).float(), self.levels), self.levels)
+
+
+def load_encoder(path: Path) -> Encoder:
+    """The encoder with the weights that `training.train_tokenizer` wrote, for inference. Raises `ModelError`."""
+    encoder = Encoder()
+    load_into(encoder, load_weights(path), str(path))
+    return encoder.requires_grad_(False).eval()
 
 
 class Decoder(nn.Module):

@@ -8,38 +8,15 @@ import math
 from pathlib import Path
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import Tensor
 
+from training.onnx_graph import Graph
 from training.tokenizer import BANDS, Block, Encoder
 
-OPSET = 17
 
-
-class _Graph:
-    """Nodes and weights of a graph under construction; each method adds one operation and returns its output's name."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-
-    def constant(self, value: NDArray[np.generic]) -> str:
-        name = f"w{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def weight(self, value: Tensor) -> str:
-        half = self.constant(value.detach().cpu().half().numpy())
-        return self.op("Cast", half, to=TensorProto.FLOAT)
-
-    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: int | float | list[int]) -> str:
-        name = output or f"x{len(self.nodes)}"
-        node = helper.make_node(kind, list(inputs), [name])
-        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
-        self.nodes.append(node)
-        return name
+class _Graph(Graph):
+    """With the encoder's own operations."""
 
     def gelu(self, x: str) -> str:
         erf = self.op("Erf", self.op("Mul", x, self.constant(np.float32(1 / math.sqrt(2)))))
@@ -106,7 +83,4 @@ def write_onnx(encoder: Encoder, path: Path) -> None:
         helper.make_tensor_value_info("feats_length", TensorProto.INT32, ["B"]),
     ]
     target = helper.make_tensor_value_info("indices", TensorProto.INT32, ["B", "tokens"])
-    made = helper.make_graph(graph.nodes, "speech_tokenizer", sources, [target], graph.weights)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
+    graph.save(path, "speech_tokenizer", sources, target)

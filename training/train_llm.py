@@ -5,17 +5,15 @@
 Cross-entropy of the next speech token, plus a guide: one attention head in two layers must look at the text token
 being spoken, as the teacher's durations tell. Without it a small model learns no alignment within an hour; with it,
 within minutes. Speech inputs are corrupted at random, so that a wrong token drawn at run time does not derail what
-follows. A run cut short resumes from ``llm-checkpoint.pt``; ``llm.pt`` holds the averaged weights as they ship.
+follows. Writes what `training.loop` says.
 """
 
 from __future__ import annotations
 
 import argparse
-import queue
-import threading
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,92 +21,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.corpus import Corpus
+from training.feeding import COLUMNS, Feeder, Library, Recipe, blank_batch
 from training.llm import Shape, SpeechLM, guide_loss
-from training.loop import Average, Clock, LossLog, Replay, adamw, autocast, export, rate_factor, save, set_rates
-from training.packing import Layout, Rows, Spoken, align, epoch
-from training.store import Store, part_names
+from training.loop import Plan, add_options, parse, run
+from training.optimise import Average, Replay, adamw, autocast, set_rates
+from training.packing import Layout, Rows, epoch
 from training.tokenizer import codes
 
 TEXT_IDS = 832  # the tokenizer's entries and room for the front end's marks
 PEAK_RATE = 1.5e-3
 GUIDE_WEIGHT = 0.3
 CORRUPTED = 0.06
-SENTENCES_AN_EPOCH = 40_000
-COLUMNS = ("ids", "label", "guide", "position", "document")
-LOSSES = ("speech", "guide", "guided", "accuracy", "held_out", "held_out_guided")
-CHECKPOINT_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a step holds, the share of sentences in the streaming form, and how many sentences to wait for."""
-
-    rows: int = 21
-    length: int = 768
-    interleaved: float = 0.08
-    least: int = 1
-
-
-class Library:
-    """All tokenised sentences of a store, taken in part by part."""
-
-    def __init__(self, corpus: Corpus, folder: Path) -> None:
-        self._corpus, self._folder = corpus, folder
-        self._names: list[str] = []
-        self._parts: list[Spoken] = []
-
-    def refresh(self, least: int = 1) -> Spoken | None:
-        """The sentences of all tokenised parts so far, or None if there are fewer than ``least``."""
-        for name in part_names(self._folder):
-            path = self._folder / f"tokens-{name}.npz"
-            if name not in self._names and path.exists():
-                with np.load(path, allow_pickle=False) as file:
-                    part = align(self._corpus, Store.open(self._folder, [name]), file["token"], file["tokens"])
-                self._parts.append(part)
-                self._names.append(name)
-        if len(self._parts) > 1:
-            self._parts = [Spoken.join(self._parts)]
-        return self._parts[0] if self._parts and len(self._parts[0]) >= least else None
-
-
-class Feeder:
-    """Builds epochs in a thread and hands out batches as tensors on the device."""
-
-    def __init__(self, library: Library, layout: Layout, recipe: Recipe, device: torch.device, seed: int) -> None:
-        """Begins when the library holds the recipe's ``least`` sentences."""
-        self._library, self._layout, self._recipe, self._device = library, layout, recipe, device
-        self._rng = np.random.default_rng(seed)
-        self._epochs: queue.Queue[Rows] = queue.Queue(1)
-        self._columns: list[Tensor] = []
-        self._at = 0
-        threading.Thread(target=self._build, daemon=True).start()
-
-    def _build(self) -> None:
-        while True:
-            recipe = self._recipe
-            spoken = self._library.refresh(recipe.least)
-            if spoken is None:
-                time.sleep(0.5)
-                continue
-            self._epochs.put(
-                epoch(spoken, self._layout, recipe.length, recipe.interleaved, SENTENCES_AN_EPOCH, self._rng)
-            )
-
-    def fill(self, batch: dict[str, Tensor]) -> None:
-        """Copy the next rows into the batch's tensors."""
-        rows = self._recipe.rows
-        while not self._columns or self._at + rows > len(self._columns[0]):
-            made = self._epochs.get()
-            self._columns = [torch.from_numpy(getattr(made, name)).to(self._device) for name in COLUMNS]
-            self._at = 0
-        for name, column in zip(COLUMNS, self._columns, strict=True):
-            batch[name].copy_(column[self._at : self._at + rows])
-        self._at += rows
-
-
-def blank_batch(recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
-    """Tensors that batches are copied into, filled with something a step can run on."""
-    return {name: torch.zeros(recipe.rows, recipe.length, dtype=torch.int64, device=device) for name in COLUMNS}
+AVERAGE_DECAY, AVERAGE_EVERY, AVERAGE_FROM = 0.996, 4, 1000
+MEASURE_EVERY = 1000
 
 
 class Objective(nn.Module):
@@ -140,43 +65,70 @@ def corrupt(ids: Tensor, layout: Layout, share: float) -> Tensor:
 class Trainer:
     """Model, optimiser, average and one captured step on the batch's tensors."""
 
-    def __init__(self, layout: Layout, shape: Shape, recipe: Recipe, device: torch.device, *, compiled: bool) -> None:
-        self.layout, self.device = layout, device
+    losses = ("speech", "guide", "guided", "accuracy", "held_out", "held_out_guided")
+
+    def __init__(self, layout: Layout, shape: Shape, recipe: Recipe, device: torch.device) -> None:
+        """Compiles and captures the step on a GPU; `feed` must be called before `advance`."""
+        self.layout, self.recipe, self.device = layout, recipe, device
         self.model = SpeechLM(layout, shape).to(device)
         self.objective = Objective(self.model)
-        self._run = torch.compile(self.objective) if compiled else self.objective
+        self._run = torch.compile(self.objective) if device.type == "cuda" else self.objective
         self.optimizer = adamw([(self.model.parameters(), PEAK_RATE)], (0.9, 0.95))
-        self.average = Average(self.model, 0.996)
+        self.average = Average(self.model, AVERAGE_DECAY)
         self.batch = blank_batch(recipe, device)
-        self.step = Replay(self._step, device)
+        self.replay = Replay(self.step, device)
+        self.beyond = torch.zeros(2, device=device)
+        self.steps = 0
+        self._warm_up()
 
-    def _step(self) -> Tensor:
+    def feed(self, feeder: Feeder, measured: Rows | None) -> None:
+        """Train on what `feeder` gives, once it has anything; `measured` are rows to measure on, if there are any."""
+        self.feeder, self.measured = feeder, measured
+        feeder.fill(self.batch)
+
+    def step(self) -> Tensor:
+        """One update on the batch as it stands."""
         ids = corrupt(self.batch["ids"], self.layout, CORRUPTED)
         with autocast(self.device):
             total, parts = self._run(ids, *(self.batch[name] for name in COLUMNS[1:]))
         self.optimizer.zero_grad(set_to_none=False)
-        total.backward()
+        torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         self.optimizer.step()
         result: Tensor = parts
         return result
 
-    def warm_up(self) -> None:
+    def _warm_up(self) -> None:
         """Compile and capture before there is data: some steps at rate 0, whose traces are wiped."""
         set_rates(self.optimizer, 0.0)
         for _ in range(5):
-            self.step()
+            self.replay()
         for state in self.optimizer.state.values():
             for tensor in state.values():
                 tensor.zero_()
 
+    def advance(self, progress: float, rate: float) -> Tensor:
+        self.feeder.fill(self.batch)
+        set_rates(self.optimizer, rate)
+        result = self.replay()
+        self.steps += 1
+        if self.steps % AVERAGE_EVERY == 0:
+            self.average.update(restart=self.steps < AVERAGE_FROM)
+        if self.measured is not None and self.steps % MEASURE_EVERY == 0:
+            self.beyond = self.held_out(self.measured)
+        return torch.cat([result, self.beyond])
+
+    def refresh(self) -> None:
+        """Nothing: the feeder looks for new parts before every epoch."""
+
     @torch.no_grad()
-    def held_out(self, rows: Rows, size: int) -> Tensor:
+    def held_out(self, rows: Rows) -> Tensor:
         """Loss and guided share of rows that are not trained on."""
         self.model.eval()
         results = []
-        for at in range(0, len(rows.ids), size):
-            columns = [torch.from_numpy(getattr(rows, n)[at : at + size]).to(self.device).long() for n in COLUMNS]
+        for at in range(0, len(rows.ids), self.recipe.rows):
+            taken = slice(at, at + self.recipe.rows)
+            columns = [torch.from_numpy(getattr(rows, name)[taken]).to(self.device).long() for name in COLUMNS]
             with autocast(self.device):
                 results.append(self.objective(*columns)[1])
         self.model.train()
@@ -188,72 +140,53 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self.average.state(),
             "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
         }
 
-    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.average.load(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # In place, for the captured step has their addresses.
+        for live, saved in zip(self.optimizer.state.values(), state["optimizer"]["state"].values(), strict=True):
+            for key, tensor in live.items():
+                tensor.copy_(saved[key])
+        self.steps = state["steps"]
 
-    def export(self, path: Path) -> None:
-        """The averaged weights under upstream's names, in half precision."""
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        self.model.take(weights)
+        self.average.update(restart=True)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights under upstream's names."""
         averaged = SpeechLM(self.layout, self.model.shape)
-        averaged.load_state_dict({name: mean.cpu() for name, mean in self.average.state().items()})
-        export(path, averaged.published())
+        averaged.load_state_dict(self.average.state())
+        return averaged.published()
 
 
-def train(args: argparse.Namespace) -> None:
-    device = torch.device(args.device)
+def build(arguments: argparse.Namespace, layout: Layout, shape: Shape) -> Trainer:
+    """The trainer of the command line's arguments; waits for its sentences."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
-    args.out.mkdir(parents=True, exist_ok=True)
-    layout, recipe = Layout(TEXT_IDS, codes()), Recipe(rows=args.rows, least=args.least)
-    trainer = Trainer(layout, Shape(layers=args.layers), recipe, device, compiled=not args.eager)
-    checkpoint, step, spent = args.out / "llm-checkpoint.pt", 0, 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        trainer.load(saved["trainer"])
-        step, spent = saved["step"], saved["spent"]
-    else:
-        trainer.warm_up()
-    corpus = Corpus.load(args.corpus / "corpus.npz")
-    feeder = Feeder(Library(corpus, args.store), layout, recipe, device, seed=step)
-    feeder.fill(trainer.batch)
-    measured = Library(corpus, args.measured).refresh()
+    recipe = Recipe(rows=arguments.rows, length=arguments.length, least=arguments.least)
+    trainer = Trainer(layout, shape, recipe, device)
+    corpus = Corpus.load(arguments.corpus / "corpus.npz")
+    measured = Library(corpus, arguments.measured).refresh()
     rows = None if measured is None else epoch(measured, layout, recipe.length, 0.0, 1 << 30, np.random.default_rng(0))
-    clock, log = Clock(args.minutes, spent), LossLog(args.out / "llm-loss.csv", LOSSES)
-    beyond, saved_at = torch.zeros(2, device=device), clock.spent
-    while clock.progress < 1.0 and step < args.steps:
-        feeder.fill(trainer.batch)
-        set_rates(trainer.optimizer, rate_factor(clock.progress))
-        result = trainer.step()
-        step += 1
-        if step % 4 == 0:
-            trainer.average.update(restart=step < 1000)
-        if rows is not None and step % (10 * args.log_every) == 0:
-            beyond = trainer.held_out(rows, recipe.rows)
-        if step % args.log_every == 0:
-            print("llm", step, log.write(step, clock.spent, torch.cat([result, beyond])), flush=True)
-        if clock.spent - saved_at > CHECKPOINT_SECONDS:
-            save(checkpoint, {"trainer": trainer.state(), "step": step, "spent": clock.spent})
-            trainer.export(args.out / "llm.pt")
-            saved_at = clock.spent
-    save(checkpoint, {"trainer": trainer.state(), "step": step, "spent": clock.spent})
-    trainer.export(args.out / "llm.pt")
+    trainer.feed(Feeder(Library(corpus, arguments.store), layout, recipe, device), rows)
+    return trainer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("corpus", "store", "measured", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--steps", type=int, default=1 << 30)
-    parser.add_argument("--rows", type=int, default=21)
-    parser.add_argument("--least", type=int, default=1, help="sentences to wait for before training begins")
-    parser.add_argument("--layers", type=int, default=7)
-    parser.add_argument("--log-every", type=int, default=100)
-    parser.add_argument("--eager", action="store_true", help="do not compile")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    train(parser.parse_args())
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of training.prepare")
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--measured", type=Path, required=True, help="tokenised store of the held-out sentences")
+    add_options(parser)
+    parser.add_argument("--rows", type=int, default=Recipe.rows)
+    parser.add_argument("--length", type=int, default=Recipe.length, help="of a row, in tokens")
+    parser.add_argument("--least", type=int, default=Recipe.least, help="sentences to wait for before training begins")
+    arguments = parse(parser)
+    run(build(arguments, Layout(TEXT_IDS, codes()), Shape()), Plan.of("llm", arguments))
 
 
 if __name__ == "__main__":

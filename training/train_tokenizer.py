@@ -1,16 +1,18 @@
 """Train the speech tokenizer on the teacher's audio and alignments.
 
-    python -m training.train_tokenizer --store DATA/store --out RUN/tokenizer --minutes 2.5
+    python -m training.train_tokenizer --store DATA/store --out RUN --minutes 1.8
 
 Losses, from the quantised code: cross-entropy of the phoneme at each 10 ms, L1 of the log-mel, voicing and pitch.
 Half of the rows are heard through another vocal tract (frequency warp) or with noise while the targets stay the
-teacher's, so that tokens of other speakers mean the same sounds. A run cut short resumes from ``checkpoint.pt``.
+teacher's, so that tokens of other speakers mean the same sounds. Writes what `training.loop` says.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lighttts.models.weights import load_into
 from training.features import Resample, WhisperMel
-from training.loop import Average, Clock, LossLog, Replay, adamw, autocast, rate_factor, save, set_rates
+from training.loop import Plan, add_options, parse, run
+from training.optimise import Average, Replay, adamw, autocast, set_rates
 from training.speech import pitch_at
 from training.store import FRAME, Store, part_names
-from training.tokenizer import FRAMES_A_TOKEN, Decoder, Encoder, quantise, to_index
+from training.tokenizer import FRAMES_A_TOKEN, Decoder, Encoder, codes, quantise, to_index
 
 PAUSE, IGNORED = 16, 255
 STRESS = (156, 157)
@@ -31,7 +35,8 @@ PUNCTUATION_TO = 16  # ids up to the space are marks: silence, or nothing
 SHORT_PAUSE = 4  # frames of 12.5 ms up to which a mark or space is no pause
 HOP = 240  # samples a feature frame at 24 kHz
 TOKENS_A_ROW = 75
-LOSSES = ("phone", "mel", "voicing", "pitch", "accuracy", "codes")
+PEAK_RATE = 1.5e-3
+AVERAGE_DECAY, AVERAGE_FROM = 0.999, 500
 
 
 def frame_labels(phone: NDArray[np.uint8], frames: NDArray[np.uint16]) -> NDArray[np.uint8]:
@@ -99,16 +104,21 @@ def losses(decoded: tuple[Tensor, Tensor, Tensor], label: Tensor, mel: Tensor, p
 class Trainer:
     """Encoder, decoder, optimiser and one step of training on rows drawn at random."""
 
+    losses = ("phone", "mel", "voicing", "pitch", "accuracy", "codes")
+
     def __init__(self, rows: Rows, batch: int, device: torch.device) -> None:
         self.rows, self.batch, self.device = rows, batch, device
         self.encoder, self.decoder = Encoder().to(device), Decoder().to(device)
         self.mel, self.resample = WhisperMel().to(device), Resample(2, 3).to(device)
         self.both = nn.ModuleList([self.encoder, self.decoder])
-        self.optimizer = adamw([(self.both.parameters(), 1.5e-3)], (0.9, 0.98))
-        self.average = Average(self.both, 0.999)
+        self.optimizer = adamw([(self.both.parameters(), PEAK_RATE)], (0.9, 0.98))
+        self.average = Average(self.both, AVERAGE_DECAY)
         self.lengths = torch.full((batch,), TOKENS_A_ROW * FRAMES_A_TOKEN, device=device, dtype=torch.int64)
+        self.replay = Replay(self.step, device)
+        self.steps = 0
 
     def step(self) -> Tensor:
+        """One update on a fresh batch."""
         audio, label, pitch = self.rows.draw(self.batch)
         mel = self.mel(self.resample(audio))
         with autocast(self.device):
@@ -118,80 +128,69 @@ class Trainer:
             decoded = self.decoder(q)
         total, parts = losses(decoded, label, mel, pitch)
         self.optimizer.zero_grad(set_to_none=False)
-        total.backward()
+        torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(self.both.parameters(), 1.0, foreach=True)
         self.optimizer.step()
-        used = torch.zeros(int(1e4), device=self.device).index_fill_(
-            0, to_index(q.detach(), self.encoder.levels).flatten(), 1.0
-        )
+        index = to_index(q.detach(), self.encoder.levels).flatten()
+        used = torch.zeros(codes(), device=self.device).index_fill_(0, index, 1.0)
         return torch.cat([parts, used.sum()[None]])
+
+    def advance(self, progress: float, rate: float) -> Tensor:
+        set_rates(self.optimizer, rate)
+        result = self.replay()
+        self.steps += 1
+        self.average.update(restart=self.steps < AVERAGE_FROM)
+        return result
+
+    def refresh(self) -> None:
+        """Nothing: the hours to train on are there from the start."""
 
     def state(self) -> dict[str, object]:
         return {
             "both": self.both.state_dict(),
             "average": self.average.state(),
             "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
         }
 
-    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         self.both.load_state_dict(state["both"])
         self.average.load(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """The encoder's; the decoder is not shipped and begins anew."""
+        load_into(self.encoder, weights, "tokenizer.pt")
+        self.average.update(restart=True)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged encoder."""
+        return {k.removeprefix("0."): v for k, v in self.average.state().items() if k.startswith("0.")}
 
 
-def load_encoder(path: Path, device: torch.device | str = "cpu") -> Encoder:
-    """The encoder of a finished or interrupted run (``checkpoint.pt`` or ``encoder.pt``), with averaged weights."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if "average" in state:
-        state = {k.removeprefix("0."): v for k, v in state["average"].items() if k.startswith("0.")}
-    encoder = Encoder()
-    encoder.load_state_dict({"levels": encoder.levels, **{k: v.float() for k, v in state.items()}})
-    return encoder.to(device).eval()
-
-
-def train(args: argparse.Namespace) -> None:
-    device = torch.device(args.device)
-    args.out.mkdir(parents=True, exist_ok=True)
+def first_hours(folder: Path, hours: float) -> Store:
+    """The parts of a store that are finished, up to some hours."""
     names: list[str] = []
-    hours = 0.0
-    for name in part_names(args.store):
-        hours += Store.open(args.store, [name]).hours
+    total = 0.0
+    for name in part_names(folder):
         names.append(name)
-        if hours >= args.hours:
+        total += Store.open(folder, [name]).hours
+        if total >= hours:
             break
-    trainer = Trainer(Rows(Store.open(args.store, names), device), args.batch, device)
-    checkpoint, step, spent = args.out / "checkpoint.pt", 0, 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        trainer.load(saved["trainer"])
-        step, spent = saved["step"], saved["spent"]
-    clock, log = Clock(args.minutes, spent), LossLog(args.out / "loss.csv", LOSSES)
-    replay = Replay(trainer.step, device)
-    while clock.progress < 1.0 and step < args.steps:
-        set_rates(trainer.optimizer, rate_factor(clock.progress))
-        result = replay()
-        step += 1
-        trainer.average.update(restart=step < 500)
-        if step % args.log_every == 0:
-            print("tokenizer", step, log.write(step, clock.spent, result), flush=True)
-        if step % (20 * args.log_every) == 0:
-            save(checkpoint, {"trainer": trainer.state(), "step": step, "spent": clock.spent})
-    save(checkpoint, {"trainer": trainer.state(), "step": step, "spent": clock.spent})
-    averaged = {k.removeprefix("0."): v.half() for k, v in trainer.average.state().items() if k.startswith("0.")}
-    save(args.out / "encoder.pt", dict(averaged))
+    return Store.open(folder, names)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=2.5)
-    parser.add_argument("--steps", type=int, default=1 << 30)
+    add_options(parser)
     parser.add_argument("--hours", type=float, default=12.0, help="of audio to train on")
     parser.add_argument("--batch", type=int, default=96)
-    parser.add_argument("--log-every", type=int, default=100)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    train(parser.parse_args())
+    arguments = parse(parser)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = Rows(first_hours(arguments.store, arguments.hours), device)
+    run(Trainer(rows, arguments.batch, device), Plan.of("tokenizer", arguments, log_every=100))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The vocoder's trainer: both its stages learn, it resumes where it stopped, and what it writes is a vocoder."""
 
 import argparse
+import copy
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from lighttts.models.hift import HiFTGenerator
 from lighttts.models.stft import FourierFrames
 from lighttts.models.weights import load_into, load_weights
 from training import discriminators, hift
-from training.loop import Clock
+from training.loop import Plan, run
 
 
 @pytest.fixture
@@ -37,8 +38,7 @@ def test_spectral_and_pitch_losses_fall_before_the_adversary_comes(trainer):
     on_one_batch(trainer)
     losses = []
     for _ in range(25):
-        trainer.schedule(0.05)
-        losses.append(trainer.warm_step())
+        losses.append(trainer.advance(0.05, 1.0))
     assert losses[-1][0] < 0.8 * losses[0][0]
     assert losses[-1][1] < 0.8 * losses[0][1]
 
@@ -47,8 +47,7 @@ def test_the_adversarial_stage_trains_both_networks(trainer):
     on_one_batch(trainer)
     losses = []
     for _ in range(4):
-        trainer.schedule(0.5)
-        losses.append(trainer.adversarial_step())
+        losses.append(trainer.advance(0.5, 1.0))
     assert losses[-1][4] < losses[0][4]
     without = [n for net in (trainer.model, trainer.judges) for n, p in net.named_parameters() if p.grad is None]
     assert without == []
@@ -57,36 +56,42 @@ def test_the_adversarial_stage_trains_both_networks(trainer):
 def test_the_discriminators_loss_does_not_move_the_generator(trainer, monkeypatch):
     monkeypatch.setattr(trainer, "_update_generator", lambda loss: torch.zeros(()))
     before = [p.clone() for p in trainer.model.parameters()]
-    trainer.schedule(0.5)
-    trainer.adversarial_step()
+    trainer.advance(0.5, 1.0)
     assert all(p.grad is None for p in trainer.model.parameters())
     torch.testing.assert_close(list(trainer.model.parameters()), before)
 
 
 def test_the_teachers_pitch_drives_the_source_only_at_first(trainer):
-    trainer.schedule(0.0)
+    trainer.schedule(0.0, 1.0)
     assert trainer.teacher_pitch
-    trainer.schedule(0.5)
+    trainer.schedule(0.5, 1.0)
     assert not trainer.teacher_pitch
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(trainer, tmp_path):
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(trainer):
     def step():
         torch.manual_seed(1)
-        trainer.schedule(0.5)
-        return trainer.adversarial_step(), {name: weight.clone() for name, weight in trainer.weights().items()}
+        losses = trainer.advance(0.5, 1.0)
+        return losses, {name: weight.clone() for name, weight in trainer.weights().items()}
 
-    trainer.schedule(0.5)
-    trainer.adversarial_step()
-    path = tmp_path / "checkpoint.pt"
-    torch.save(trainer.state(Clock(1.0, spent=20.0)), path)
+    trainer.advance(0.5, 1.0)
+    saved = copy.deepcopy(trainer.state())
     expected = step()
-    assert trainer.load(path) == pytest.approx(20.0, abs=1.0)
+    trainer.load(saved)
     torch.testing.assert_close(step(), expected)
 
 
+def test_weights_that_shipped_meet_the_discriminators_at_once(trainer):
+    weights = {name: weight.clone() for name, weight in trainer.weights().items()}
+    trainer.start_from(weights)
+    torch.testing.assert_close(trainer.weights(), weights)
+    adversarial = trainer.advance(0.0, 1.0)[3]
+    assert adversarial > 0
+    assert not trainer.teacher_pitch
+
+
 def test_the_exported_weights_are_a_vocoder_that_runs(trainer, spec, tmp_path):
-    hift.train(trainer, 0.03, tmp_path, eager=False)
+    run(trainer, Plan("hift", tmp_path, minutes=0.03))
     model = HiFTGenerator(hift.read_config(spec))
     load_into(model, load_weights(tmp_path / "hift.pt"), "hift.pt")
     with torch.inference_mode():
