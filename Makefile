@@ -26,11 +26,11 @@ $(BIN)/python:
 
 $(VENV)/.worker: $(BIN)/python setup.cfg
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable '.[worker]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[worker]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.worker
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@command -v redis-server >/dev/null || { \
 	  [ "$$(id -u)" = 0 ] && { apt-get update -q && apt-get install -y -q redis-server; } >/dev/null || \
 	  { echo "The tests need redis-server: sudo apt-get install redis-server" >&2; exit 1; }; }
