@@ -238,7 +238,7 @@ def _thread_cpu_s(pid: int) -> float:
 def main() -> None:
     """Measures, then prints a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=64_000)
+    parser.add_argument("--frames", type=int, default=40_000)
     parser.add_argument("--streams", type=int, default=64, help="requests at once, a multiple of 8")
     parser.add_argument("--samples", type=int, default=480, help="16-bit samples in a frame")
     parser.add_argument("--runs", type=int, default=3)
