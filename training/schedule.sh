@@ -65,8 +65,8 @@ keep() {
 
 share_gpu() { # one process's kernels beside another's: MPS, if it works here
   command -v nvidia-cuda-mps-control >/dev/null || return 0
-  export CUDA_MPS_PIPE_DIRECTORY=$run/mps CUDA_MPS_LOG_DIRECTORY=$run/mps-log
-  mkdir -p "$CUDA_MPS_PIPE_DIRECTORY" "$CUDA_MPS_LOG_DIRECTORY"
+  CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d) CUDA_MPS_LOG_DIRECTORY=$(mktemp -d)
+  export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
   nvidia-cuda-mps-control -d
   if ! timeout 60 python3 -c 'import torch; torch.ones(4, device="cuda").sum().item()' >>"$run/mps.log" 2>&1; then
     echo quit | timeout 10 nvidia-cuda-mps-control
