@@ -155,7 +155,7 @@ def test_a_broker_that_runs_is_used_instead(scene: Scene, tmp_path: Path) -> Non
         assert len(broker.received) > 0
 
 
-def test_the_folder_and_its_sockets_are_for_the_owner_only(scene: Scene, tmp_path: Path) -> None:
+def test_the_folder_is_the_owners_alone(scene: Scene, tmp_path: Path) -> None:
     process, _ = asked(scene, tmp_path)
     (folder,) = scene.temporary.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
