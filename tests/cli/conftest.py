@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -48,5 +49,6 @@ def broker() -> Iterator[FakeBroker]:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path)
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # sockets lie in it: their paths must be short
+        yield Scene(tmp_path, Path(short))

@@ -16,9 +16,8 @@ DEADLINE = 30.0
 class Scene:
     """Runs commands with a private TMPDIR and a mark, so that whatever they leave behind is seen."""
 
-    def __init__(self, folder: Path) -> None:
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
+    def __init__(self, folder: Path, temporary: Path) -> None:
+        self.temporary = temporary
         self.work = folder / "work"
         self.work.mkdir()
         self.model = folder / "model"
