@@ -61,7 +61,7 @@ def test_up_serves_the_other_commands_until_ctrl_c(scene: Scene, tmp_path: Path)
     watch.wait_for_all()
     # The file that onnxruntime keeps when it reports its use to its maker.
     assert not (scene.temporary / ".ses").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "tmp", "work"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "work"]
 
 
 def test_a_damaged_model_is_one_sentence_that_names_the_file(scene: Scene) -> None:
