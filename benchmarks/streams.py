@@ -10,7 +10,6 @@ Start a stack (`lighttts-cli up`), then:
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import sys
@@ -143,8 +142,8 @@ def _difference(a: FloatArray, b: FloatArray) -> float:
 
 
 def _stack_memory(client: Client) -> float:
-    """Resident megabytes of all LightTTS daemons on this machine."""
-    gc.collect()
+    """Resident megabytes of all LightTTS daemons on this machine, once they have had time to give pages back."""
+    time.sleep(3)
     total = 0
     for status in Path("/proc").glob("[0-9]*/status"):
         try:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from lighttts import metrics
 from lighttts.notify import notify
+from lighttts.workers.heap import give_back_heap
 from lighttts.workers.membership import State
 from lighttts.workers.stage import Stage
 
@@ -21,6 +22,7 @@ class Report:
         self._observe = observe
         self._last = (time.monotonic(), 0.0)
         self._ready_told = False
+        self._trimmed_at = 0.0
 
     def __call__(self, state: State, active: int) -> None:
         """Sends status and sets gauges; `active` requests are held."""
@@ -34,6 +36,10 @@ class Report:
             notify(status)
         metrics.queue_length.labels(self._stage.name).set(self._stage.waiting)
         metrics.active_requests.labels(self._stage.name).set(active)
+        if not active and self._stage.made != self._trimmed_at:
+            # A burst of requests leaves the heap in pieces that would stay resident for ever.
+            give_back_heap()
+            self._trimmed_at = self._stage.made
         metrics.memory_usage.labels("rss").set(metrics.resident_bytes())
         self._observe()
 
