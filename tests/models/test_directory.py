@@ -241,9 +241,7 @@ class TestDamage:
         shutil.copy(model / "cosyvoice2.yaml", model / "cosyvoice3.yaml")
         assert "cosyvoice2.yaml and cosyvoice3.yaml" in problem(lambda: ModelDirectory.open(model))
 
-    @pytest.mark.parametrize(
-        ("content", "said"), [(b"\xff\xfe", "not UTF-8"), (b"#" * (MAX_BYTES + 1), "larger than")]
-    )
+    @pytest.mark.parametrize(("content", "said"), [(b"\xff\xfe", "not UTF-8"), (b"#" * (MAX_BYTES + 1), "larger than")])
     def test_yaml_that_is_no_text(self, model: Path, content: bytes, said: str) -> None:
         (model / "cosyvoice2.yaml").write_bytes(content)
         assert said in problem(lambda: ModelDirectory.open(model))
