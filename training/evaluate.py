@@ -158,6 +158,7 @@ def main() -> None:
         for folder in speak_all(voice, sentences, options.parts, options.out):
             rate = heard(folder, options.out / "sentences.txt")
             csv.writer(file).writerow([folder.name, len(sentences), rate])
+            file.flush()
             print(f"{folder.name}: {rate:.2f}% of words wrong in {len(sentences)} sentences", flush=True)
 
 
