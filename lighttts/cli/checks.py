@@ -22,7 +22,7 @@ PACKAGES = {
     "client": ("pyzmq", "msgpack", "numpy"),
     "audio": ("soundfile",),
     "server": ("pydantic", "pyyaml", "prometheus-client", "redis", "structlog"),
-    "worker": ("torch", "transformers", "onnxruntime", "safetensors", "soxr", "wetext"),
+    "worker": ("torch", "tokenizers", "onnxruntime", "soxr", "wetext"),
 }
 _MODULES = {
     "pyzmq": "zmq",
