@@ -10,8 +10,8 @@
 #
 # Set in the environment:
 #   LIMIT      seconds after which the script has ended, with what it has (560)
-#   TRAIN      what to train of "hift flow llm" (all three)
-#   MINUTES    of training planned for each over all calls; without it the learning rates end with this call
+#   TRAIN      what to train of "hift flow llm" (all three); "flow:24" plans 24 minutes for it over all calls, without
+#              which its learning rate ends with this call
 #   SPENT      minutes that llm.pt, flow.pt and hift.pt of PARTS were trained for (0)
 #   PIECES     size of pieces, such as 15M: RESULT holds voice.tar.00, ... for `cat voice.tar.* | tar x`
 #   PROCESSES  that speak the corpus (14)
@@ -75,14 +75,16 @@ share_gpu() { # one process's kernels beside another's: MPS, if it works here
   fi
 }
 
+wanted() { [[ " ${TRAIN:-hift flow llm} " == *" $1"[\ :]* ]]; }
+planned() { [[ ! " ${TRAIN:-} " =~ \ $1:([0-9.]+)\  ]] || echo "${BASH_REMATCH[1]}"; }
+
 trainer() { # name, module, arguments
   local name=$1 options=(--out "$run" --until $until); shift
-  [ -z "${MINUTES:-}" ] || options+=(--minutes "$MINUTES")
+  [ -z "$(planned "$name")" ] || options+=(--minutes "$(planned "$name")")
   [ ! -e "$parts/$name.pt" ] || options+=(--init "$parts/$name.pt" --spent "${SPENT:-0}")
   persist "$name" "$@" "${options[@]}"
 }
 
-wanted() { [[ " ${TRAIN:-hift flow llm} " == *" $1 "* ]]; }
 
 acoustic() { # what needs other speakers and tokens
   await part 14
