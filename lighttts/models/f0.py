@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 
 class ConvRNNF0Predictor(nn.Module):
-    """Mel (rows, bins, frames) -> fundamental frequency in Hz (rows, frames); sees five frames to each side."""
+    """Mel (rows, bins, frames) -> fundamental frequency in Hz (rows, frames); sees five frames to each side.
+
+    Computed in full float32 on every device: the phase of the excitation sums this up, so that the rounding of tf32,
+    which cuDNN's convolutions use otherwise, would soon be whole cycles.
+    """
 
     def __init__(self, bins: int, channels: int) -> None:
         super().__init__()
@@ -18,6 +23,8 @@ class ConvRNNF0Predictor(nn.Module):
         self.classifier = nn.Linear(channels, 1)
 
     def forward(self, mel: Tensor) -> Tensor:
-        hidden: Tensor = self.condnet(mel)
+        cudnn = torch.backends.cudnn
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, allow_tf32=False):
+            hidden: Tensor = self.condnet(mel)
         f0: Tensor = self.classifier(hidden.transpose(1, 2))[..., 0]
         return f0.abs()

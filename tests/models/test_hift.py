@@ -60,6 +60,16 @@ def test_the_pitch_matches_the_reference(hift, golden):
     assert error(hift.pitch(golden["hift.mel"].transpose(1, 2)), golden["hift.f0"]) < 1e-4
 
 
+def test_the_pitch_is_computed_without_tf32_whatever_the_process_allows_elsewhere(hift, golden, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = []
+    first = hift.f0_predictor.condnet[0].register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    hift.pitch(golden["hift.mel"].transpose(1, 2))
+    first.remove()
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_the_excitation_matches_the_reference(hift, golden):
     assert error(hift.m_source(golden["hift.f0"], None)[:, None], golden["hift.source"]) < 1e-4
 
