@@ -47,6 +47,9 @@ class BrokerConfig(_Section):
     max_requests: Annotated[int, Field(ge=1)] = 1024
     max_text: Annotated[int, Field(ge=1, le=100_000)] = 20_000
     max_credit: Annotated[int, Field(ge=1)] = 256
+    client_requests: Annotated[int, Field(ge=1)] = 256
+    client_requests_per_minute: Annotated[int, Field(ge=1)] = 6000
+    slow_client_s: Annotated[float, Field(gt=0)] = 60.0
     deadline_s: Annotated[float, Field(gt=0)] = 600.0
     no_worker_s: Annotated[float, Field(ge=0)] = 10.0
     heartbeat_s: Annotated[float, Field(gt=0)] = 1.0

@@ -86,6 +86,13 @@ class Cancelled(LightTTSError):
     exit_code = 130
 
 
+class SlowClient(LightTTSError):
+    """The client did not take the frames that waited for it."""
+
+    code = "slow_client"
+    exit_code = 75
+
+
 class WorkerFailed(LightTTSError):
     """A worker failed or vanished while it worked on the request."""
 
@@ -130,6 +137,7 @@ BY_CODE: dict[str, type[LightTTSError]] = {
         Unavailable,
         DeadlineExceeded,
         Cancelled,
+        SlowClient,
         WorkerFailed,
         ModelError,
         ConfigError,

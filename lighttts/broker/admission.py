@@ -10,8 +10,11 @@ RETRY_AFTER_S = 1.0
 STORE_RETRY_AFTER_S = 5.0
 
 
-def admit(synth: Synth, board: Board) -> None:
-    """Raises `InvalidInput`, `Unavailable` or `Overloaded` when `synth` cannot be taken now."""
+def admit(client: bytes, synth: Synth, board: Board, now: float) -> None:
+    """Lets `synth` in, which counts for its client's quota.
+
+    Raises `InvalidInput`, `Unavailable` or `Overloaded` when it cannot be taken now.
+    """
     check_input(synth, board.settings.max_text)
     live = board.requests.live
     if synth.request_id in board.requests:
@@ -25,10 +28,11 @@ def admit(synth: Synth, board: Board) -> None:
             f"the broker cannot store requests now ({board.store_problem}): try again later",
             retry_after=STORE_RETRY_AFTER_S,
         )
+    board.quotas.check(client, board.requests, board.pace, now)
     if len(live) >= board.settings.max_requests or board.prompts.used + len(synth.prompt) > board.prompts.limit:
-        raise Overloaded(
-            f"the broker has {len(live)} requests and takes no more now: try again later", retry_after=RETRY_AFTER_S
-        )
+        text = f"the broker has {len(live)} requests and takes no more now: try again later"
+        raise Overloaded(text, retry_after=board.pace.soon(now))
+    board.quotas.charge(client, now)
 
 
 def check_input(synth: Synth, max_text: int) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from lighttts.broker.instructions import Step
 from lighttts.broker.outbox import Budget
+from lighttts.broker.pace import Pace
+from lighttts.broker.quota import Quotas
 from lighttts.broker.refusals import Refusals
 from lighttts.broker.requests import RequestTable
 from lighttts.broker.workers import WorkerTable
@@ -38,7 +40,11 @@ class Board:
     """Why the state store cannot be written to; empty while it can."""
     workers: WorkerTable = field(init=False)
     refusals: Refusals = field(init=False)
+    quotas: Quotas = field(init=False)
+    pace: Pace = field(init=False)
 
     def __post_init__(self) -> None:
         self.workers = WorkerTable(self.started)
         self.refusals = Refusals(self.step, self.started)
+        self.quotas = Quotas(self.settings.client_requests, self.settings.client_requests_per_minute)
+        self.pace = Pace(self.started)

@@ -12,6 +12,7 @@ from lighttts.broker.endings import Endings, refuse
 from lighttts.broker.instructions import Metric, Reply, SaveRequest
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.requests import CLOSED, Request, State
+from lighttts.broker.slow import SlowClients
 from lighttts.errors import Cancelled, LightTTSError, ProtocolError
 from lighttts.transport.wire import (
     Cancel,
@@ -41,6 +42,7 @@ class Clients:
         self._workers = board.workers
         self._dispatcher = dispatcher
         self._endings = endings
+        self._slow = SlowClients(board.requests, endings, board.settings.slow_client_s)
         self._handlers: dict[type[Message], Callable[..., None]] = {
             Hello: self._hello,
             Synth: self._synth,
@@ -77,11 +79,17 @@ class Clients:
         else:
             self._admit(request, now)
 
+    def tick(self, now: float) -> None:
+        """Time has passed: looks at how fast requests end, which clients are slow, and which quotas are unused."""
+        self._board.pace.tick(self._endings.completed + self._endings.failed, now)
+        self._board.quotas.tick(now)
+        self._slow.tick(now)
+
     # ---- requests ------------------------------------------------------------------------------------------------
 
     def _synth(self, client: bytes, message: Synth, now: float) -> None:
         try:
-            admit(message, self._board)
+            admit(client, message, self._board, now)
         except LightTTSError as error:
             self._step.observe(Metric.FAILURES, label=error.code)
             refuse(self._step, client, message.request_id, error)

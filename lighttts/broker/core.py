@@ -116,6 +116,7 @@ class Core:
         self._blocked.clear()
         self._control.tick(now)
         self._expire_requests(now)
+        self._clients.tick(now)
         self._endings.tick(now)
         self._board.refusals.tick(now)
         self._results.tick()
