@@ -45,11 +45,15 @@ class Stack:
         for name in names or tuple(MODULES):
             if name in self.processes:
                 self.processes[name].wait(STOP_TIMEOUT)
-            command = [sys.executable, "-m", MODULES[name.partition(".")[0]]]
-            for setting in self._settings:
-                command += ["--set", setting]
             with (self.folder / f"{name}.log").open("ab") as log:
-                self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+                self.processes[name] = subprocess.Popen(self.command(name), stdout=log, stderr=log, cwd=ROOT)
+
+    def command(self, name: str) -> list[str]:
+        """What starts the process of that name."""
+        command = [sys.executable, "-m", MODULES[name.partition(".")[0]]]
+        for setting in self._settings:
+            command += ["--set", setting]
+        return command
 
     def wait_for_workers(self, stages: Iterable[str] = STAGES) -> None:
         """Returns when at least these stages have registered; fails with the logs when they do not."""

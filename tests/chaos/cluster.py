@@ -1,0 +1,154 @@
+"""A stack to break: two workers a stage, Redis, and the first worker of each stage behind a link that can fail."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from lighttts.client import Client
+from lighttts.errors import LightTTSError
+from lighttts.transport.wire import Status, WorkerStatus
+from tests.chaos.link import Link
+from tests.system.stack import ROOT, STAGES, STOP_TIMEOUT, TINY, Stack
+
+WORKERS = tuple(f"{stage}{suffix}" for stage in STAGES for suffix in ("", ".1"))
+DAEMONS = ("redis", "broker", *WORKERS)
+ENCODE_PACE = 0.2
+"""Seconds longer that a sentence takes the first encode worker: without them it is never caught at work."""
+SETTLE_TIMEOUT = 60.0
+POLL = 0.02
+
+
+class Cluster(Stack):
+    """Processes `redis`, `broker`, and for each stage `llm`, which can be broken in every way, and `llm.1`."""
+
+    def __init__(self, folder: Path, *, model: Path = TINY) -> None:
+        settings = [f"broker.state=unix://{folder}/redis.sock", "broker.metrics_port=0", "log.format=json"]
+        super().__init__(folder, model=model, settings=settings)
+        self._links = contextlib.ExitStack()
+        self._stage_links: dict[str, list[Link]] = {}
+
+    def command(self, name: str) -> list[str]:
+        """As for a plain stack, but victims are started so that they can fail, and reach the broker by their link."""
+        stage = name.partition(".")[0]
+        if name == "redis":
+            where = ["--unixsocket", f"{self.folder}/redis.sock", "--dir", str(self.folder)]
+            return ["redis-server", "--port", "0", "--save", "", *where]
+        command = super().command(name)
+        if name not in STAGES:
+            return command
+        pace = ENCODE_PACE if stage == "encode" else 0.0
+        faulty = [sys.executable, "-m", "tests.chaos.faulty_worker", stage, str(self._triggers(name)), str(pace)]
+        links = [f"broker.{end}=ipc://{self.folder}/{stage}-{end}" for end in ("workers", "results")]
+        return [*faulty, *command[3:], *(part for link in links for part in ("--set", link))]
+
+    def start(self, *names: str) -> None:
+        """Starts the named processes (default: all), with no fault commanded."""
+        for name in names or DAEMONS:
+            self._triggers(name).mkdir(exist_ok=True)
+            for trigger in self._triggers(name).iterdir():
+                trigger.unlink()
+            if name == "redis":
+                (self.folder / "redis.sock").unlink(missing_ok=True)
+            super().start(name)
+            if name == "redis":
+                until((self.folder / "redis.sock").exists, "redis-server does not listen")
+
+    def _triggers(self, name: str) -> Path:
+        return self.folder / f"{name}.faults"
+
+    # ---- faults ----------------------------------------------------------------------------------------------------
+
+    def break_engine(self, name: str, how: str) -> None:
+        """The next step of the worker's engine hangs ("hang") or aborts the process ("abort")."""
+        (self._triggers(name) / how).touch()
+
+    def links(self, stage: str) -> list[Link]:
+        """The two connections of the first worker of `stage`."""
+        return self._stage_links[stage]
+
+    def replace(self, name: str) -> None:
+        """Ends a process, whatever state it is in, and starts it anew."""
+        self.processes[name].send_signal(signal.SIGKILL)
+        self.processes[name].wait(STOP_TIMEOUT)
+        self.start(name)
+
+    # ---- views -----------------------------------------------------------------------------------------------------
+
+    def row(self, status: Status, name: str) -> WorkerStatus | None:
+        """What the broker says of a worker process; None if it does not know it."""
+        ending = f"-{self.processes[name].pid}"
+        return next((row for row in status.workers if row.worker.endswith(ending)), None)
+
+    def settled(self, status: Status) -> bool:
+        """Whether all workers that run are ready and nobody has anything to do."""
+        rows = [self.row(status, name) for name in WORKERS]
+        idle = all(row is not None and row.state == "ready" and not row.active for row in rows)
+        return idle and len(status.workers) == len(rows) and not status.active and not status.queued
+
+    def settle(self) -> None:
+        """Waits until everything runs and nothing is left of what was before."""
+
+        def asked() -> bool:
+            try:
+                with Client(self.endpoint, connect_timeout=1.0) as client:
+                    return self.settled(client.status())
+            except LightTTSError:
+                return False
+
+        until(asked, "the stack does not come to rest", SETTLE_TIMEOUT)
+
+    def refused(self) -> int:
+        """Late frames of workers that no longer have the request, as the broker counts them."""
+        ready = [json.loads(line) for line in self.log("broker").splitlines() if '"event": "ready"' in line]
+        port = ready[-1]["metrics_port"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        kinds = ('why="stale_epoch"', 'why="stale_attempt"', 'why="unknown"')
+        refusals = [line for line in lines if line.startswith("light_tts_frames_refused_total{")]
+        return sum(round(float(line.split()[-1])) for line in refusals if any(kind in line for kind in kinds))
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Cluster:
+        for stage in STAGES:
+            ends = [(self.folder / f"{stage}-{end}", self.folder / end) for end in ("workers", "results")]
+            self._stage_links[stage] = [self._links.enter_context(Link(near, far)) for near, far in ends]
+        self.start()
+        try:
+            self.settle()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+        self._links.close()
+
+
+def until(condition: Callable[[], bool], otherwise: str, seconds: float = 30.0) -> None:
+    """Waits for `condition`; raises `AssertionError` with `otherwise` when it does not come about in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(POLL)
+
+
+def speaker(cluster: Cluster, text: str, seed: int, output: Path) -> subprocess.Popen[bytes]:
+    """A client in a process of its own, so that it can be killed and stopped; its samples go to `output` as made."""
+    command = [sys.executable, "-m", "lighttts.cli.main", "synth", text, "--seed", str(seed), "--quiet"]
+    with output.open("wb") as samples, (cluster.folder / "speaker.log").open("ab") as log:
+        return subprocess.Popen(
+            [*command, "--broker", cluster.endpoint, "--format", "pcm", "-o", "-"], stdout=samples, stderr=log, cwd=ROOT
+        )

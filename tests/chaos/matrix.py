@@ -1,0 +1,214 @@
+"""The matrix of faults: what goes wrong x where x when, each time under eight streams that must not notice.
+
+    python -m tests.chaos.matrix [--only TEXT] [--list] [--json FILE]
+
+Every cell breaks one component of a running stack (real processes, real Redis) while eight requests are spoken, and
+compares each one's audio sample by sample with that of an undisturbed run. Prints a line for each cell, and exits with
+1 if anything was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lighttts.client import Client
+from lighttts.errors import LightTTSError, Unavailable
+from tests.chaos.cluster import Cluster, speaker, until
+from tests.chaos.faults import FAULTS, Cell, Watch, cells
+from tests.chaos.streams import STREAMS, TEXT, FloatArray, Takes, difference
+from tests.system.stack import STAGES
+
+FINISH_S = 60.0
+"""Seconds a cell's streams have to end; they take about 5 undisturbed."""
+NOTICE_S = 10.0
+"""Seconds within which the broker must have taken a broken worker's requests from it."""
+STREAM_TIMEOUT_S = 30.0
+SPEAKER_SEED = 7
+ALLOWED: dict[str, type[LightTTSError]] = {"broker": Unavailable}
+"""Typed errors that a stream may end in where the promise is not that it goes on."""
+
+
+@dataclass
+class Outcome:
+    """What became of a cell's eight streams. `whole`: complete and equal to the reference; `errors`: typed, by code.
+
+    `takeover_s`: until the broken worker had no request any more. `gap_s`: longest wait of a stream for its next audio
+    from the fault on. `refused`: late results that the broker turned away.
+    """
+
+    cell: Cell
+    whole: int = 0
+    errors: dict[str, int] | None = None
+    takeover_s: float | None = None
+    gap_s: float = 0.0
+    refused: int = 0
+    lost: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """`ok`; `error`: ended in typed errors where the promise allows them; or `LOST`."""
+        if self.lost:
+            return "LOST"
+        return "error" if self.errors else "ok"
+
+    def line(self) -> str:
+        """The cell as a row of the printed table."""
+        takeover = "-" if self.takeover_s is None else f"{self.takeover_s:.2f}"
+        notes = self.lost or ", ".join(f"{count} {code}" for code, count in (self.errors or {}).items())
+        cell = self.cell
+        return (
+            f"{cell.component:<8}{cell.fault:<18}{cell.moment:<20}{self.verdict:<7}"
+            f"{self.whole}/{STREAMS:<4}{takeover:>8}{self.gap_s:>8.2f}{self.refused:>8}  {notes}".rstrip()
+        )
+
+
+HEADER = f"{'where':<8}{'what':<18}{'when':<20}{'':<7}{'whole':<6}{'takeover':>8}{'gap':>8}{'refused':>8}"
+
+
+class Matrix:
+    """Runs cells, one after another, against one cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        with Client(cluster.endpoint, timeout=STREAM_TIMEOUT_S) as client:
+            takes = Takes(client)
+            assert takes.finish(FINISH_S)
+        assert not any(take.error for take in takes.all), takes.all[0].error
+        self._references: list[FloatArray] = [take.audio for take in takes.all]
+        self._whole = sum(map(len, self._references))
+        cluster.settle()
+
+    def run(self, cell: Cell) -> Outcome:
+        """Runs one cell and mends what it broke."""
+        outcome = Outcome(cell)
+        refused = self._cluster.refused()
+        with Client(self._cluster.endpoint, timeout=STREAM_TIMEOUT_S) as client:
+            takes = Takes(client)
+            try:
+                if cell.component == "client":
+                    self._break_client(cell, takes)
+                else:
+                    self._strike(cell, takes, outcome)
+            except AssertionError as error:
+                outcome.lost = str(error)
+            if not takes.finish(FINISH_S):
+                outcome.lost = f"streams have not ended after {FINISH_S:g} s"
+            self._judge(outcome, takes)
+        self._repair(outcome)
+        if cell.component != "broker":
+            outcome.refused = self._cluster.refused() - refused
+        return outcome
+
+    # ---- the fault -------------------------------------------------------------------------------------------------
+
+    def _strike(self, cell: Cell, takes: Takes, outcome: Outcome) -> None:
+        fault, name = FAULTS[cell.fault], cell.component
+        with Client(self._cluster.endpoint) as watcher:
+            Watch(self._cluster, cell, takes, self._whole, watcher).wait()
+            struck = time.monotonic()
+            fault.strike(self._cluster, name)
+            if name in STAGES:
+                until(lambda: self._relieved(watcher, name), "the broker does not give the worker up", NOTICE_S)
+                outcome.takeover_s = time.monotonic() - struck
+        if fault.undo:
+            if name == "redis":
+                takes.finish(FINISH_S)
+            fault.undo(self._cluster, name)
+        takes.finish(FINISH_S)
+        outcome.gap_s = max(take.waited(struck) for take in takes.all)
+
+    def _relieved(self, watcher: Client, name: str) -> bool:
+        row = self._cluster.row(watcher.status(), name)
+        return row is None or not row.active
+
+    def _break_client(self, cell: Cell, takes: Takes) -> None:
+        """A ninth stream, in another process, is broken; the eight must not notice. One that only slept is complete."""
+        output = self._cluster.folder / "speaker.pcm"
+        process = self._cluster.processes["speaker"] = speaker(self._cluster, TEXT, SPEAKER_SEED, output)
+        fault = FAULTS[cell.fault]
+        try:
+            until(lambda: output.stat().st_size > 0, "the ninth client hears nothing")
+            fault.strike(self._cluster, "speaker")
+            takes.finish(FINISH_S)
+            if fault.undo:
+                fault.undo(self._cluster, "speaker")
+                assert process.wait(FINISH_S) == 0, "the client that slept ended badly"
+                samples, whole = output.stat().st_size // 2, len(self._references[SPEAKER_SEED])
+                assert samples == whole, f"the client that slept heard {samples} samples of {whole}"
+        finally:
+            process.kill()
+            process.wait()
+            del self._cluster.processes["speaker"]
+
+    # ---- afterwards ------------------------------------------------------------------------------------------------
+
+    def _judge(self, outcome: Outcome, takes: Takes) -> None:
+        errors: Counter[str] = Counter()
+        for seed, (take, reference) in enumerate(zip(takes.all, self._references, strict=True)):
+            if take.error and isinstance(take.error, ALLOWED.get(outcome.cell.component, ())):
+                errors[take.error.code] += 1
+            elif take.error:
+                outcome.lost = outcome.lost or f"stream {seed}: {take.error.code}: {take.error.text}"
+            elif take.ended is not None and (what := difference(take.audio, reference)):
+                outcome.lost = outcome.lost or f"stream {seed}: {what}"
+            elif take.ended is not None:
+                outcome.whole += 1
+        outcome.errors = dict(errors)
+
+    def _repair(self, outcome: Outcome) -> None:
+        cell, fault = outcome.cell, FAULTS[outcome.cell.fault]
+        if cell.component != "client":
+            if fault.undo and outcome.lost:
+                fault.undo(self._cluster, cell.component)
+            if fault.leaves_dead:
+                self._cluster.replace(cell.component)
+        try:
+            self._cluster.settle()
+        except AssertionError as error:
+            outcome.lost = outcome.lost or str(error)
+
+
+def run(chosen: list[Cell], folder: Path) -> list[Outcome]:
+    """Runs cells on one cluster in `folder` and prints each as it ends."""
+    outcomes = []
+    with Cluster(folder) as cluster:
+        matrix = Matrix(cluster)
+        print(HEADER, flush=True)
+        for cell in chosen:
+            outcomes.append(matrix.run(cell))
+            print(outcomes[-1].line(), flush=True)
+    return outcomes
+
+
+def main() -> int:
+    """Runs the matrix, or the cells whose name has a text in it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="TEXT", default="", help='cells with TEXT in their name: "llm killed"')
+    parser.add_argument("--list", action="store_true", help="name the cells and end")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcomes there too")
+    options = parser.parse_args()
+    chosen = [cell for cell in cells() if options.only in str(cell)]
+    if options.list:
+        print("\n".join(map(str, chosen)))
+        return 0
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = run(chosen, Path(folder))
+    counts = Counter(outcome.verdict for outcome in outcomes)
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+    print(f"{len(outcomes)} cells in {time.monotonic() - began:.0f} s: {told}")
+    if options.json:
+        rows = [{**asdict(outcome), "cell": outcome.cell._asdict(), "verdict": outcome.verdict} for outcome in outcomes]
+        options.json.write_text(json.dumps(rows, indent=1))
+    return 1 if counts["LOST"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
