@@ -42,6 +42,7 @@ class AsyncClient:
         output: Output = "audio",
         format: SampleFormat = "f32",
         deadline: float | None = None,
+        retries: int = 0,
     ) -> AsyncSynthesis:
         """As `Client.synthesize`. Must be called in a running event loop; a prompt given as a path is read at once."""
         synth = make_synth(
@@ -55,7 +56,7 @@ class AsyncClient:
             format=format,
             deadline=deadline,
         )
-        return AsyncSynthesis(self, self._loop, synth)
+        return AsyncSynthesis(self, self._loop, synth, retries)
 
     async def voices(self) -> tuple[str, ...]:
         """The names of the preset voices that can be asked for now. Raises `Unavailable`."""
@@ -89,17 +90,17 @@ class AsyncClient:
 class AsyncSynthesis:
     """Speech on its way: an asynchronous iterator of chunks; everything `Synthesis` says holds here."""
 
-    def __init__(self, client: AsyncClient, loop: ClientLoop, synth: Synth) -> None:
+    def __init__(self, client: AsyncClient, loop: ClientLoop, synth: Synth, retries: int) -> None:
         self._client = client
         self._loop = loop
         self._receipt = Receipt(synth)
         self._mailbox = _Mailbox()
-        loop.open(synth, self._mailbox)
+        loop.open(synth, self._mailbox, retries)
         loop.cancel_with(self, synth.request_id)
 
     @property
     def request_id(self) -> str:
-        """The request's id, as in the broker's log."""
+        """The request's id, as in the broker's log; retries have `.1`, `.2` and so on behind it."""
         return self._receipt.request_id
 
     @property

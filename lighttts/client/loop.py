@@ -15,10 +15,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from lighttts import __version__
+from lighttts.client.attempts import Attempts
 from lighttts.client.events import FINAL, Deliver, Event, Failed, Key, Send
+from lighttts.client.retry import Budget
 from lighttts.client.session import Session
 from lighttts.client.stream import Timeouts
-from lighttts.errors import Cancelled, InternalError, LightTTSError, Unavailable
+from lighttts.errors import Cancelled, InternalError, InvalidInput, LightTTSError, Unavailable
 from lighttts.transport.reactor import Reactor
 from lighttts.transport.schema import Buffer
 from lighttts.transport.transport import NO_TARGET, Delivery, Sockets
@@ -44,6 +46,7 @@ class ClientLoop:
     def __init__(self, endpoint: str, timeouts: Timeouts) -> None:
         hello = Hello(client=f"{socket.gethostname()[:64]}:{os.getpid()}", software=f"lighttts-client/{__version__}")
         self._session = Session(endpoint, timeouts, hello)
+        self._attempts = Attempts(self._session, Budget(time.monotonic()))
         self._sinks: dict[Key, Sink] = {}
         self._outbox: deque[list[Buffer]] = deque()
         self._pid = os.getpid()
@@ -63,9 +66,14 @@ class ClientLoop:
         self._thread = threading.Thread(target=self._run, name="lighttts-client", daemon=True)
         self._thread.start()
 
-    def open(self, synth: Synth, sink: Sink) -> None:
-        """Begins a request. Raises `Unavailable` when the client is closed or belongs to another process."""
-        self._begin(synth.request_id, sink, lambda: self._session.open(synth, time.monotonic()))
+    def open(self, synth: Synth, sink: Sink, retries: int) -> None:
+        """Begins a request, and up to `retries` times again if it fails.
+
+        Raises `Unavailable` when the client is closed or belongs to another process, `InvalidInput`.
+        """
+        if retries < 0:
+            raise InvalidInput("the number of retries must be 0 or more", field="retries")
+        self._begin(synth.request_id, sink, lambda: self._attempts.open(synth, retries, time.monotonic()))
 
     def query(self, kind: type[ListVoices] | type[GetStatus], sink: Sink) -> None:
         """Asks for voices or status. Raises `Unavailable` as `open` does."""
@@ -74,11 +82,11 @@ class ClientLoop:
 
     def consumed(self, request_id: str) -> None:
         """One chunk has been taken."""
-        self._post(lambda: self._session.consumed(request_id, time.monotonic()))
+        self._post(lambda: self._attempts.consumed(request_id, time.monotonic()))
 
     def cancel(self, request_id: str) -> None:
         """Ends a request early. Idempotent, also after `close`."""
-        self._post(lambda: self._session.cancel(request_id, time.monotonic()))
+        self._post(lambda: self._attempts.cancel(request_id, time.monotonic()))
 
     def close(self) -> None:
         """Cancels everything, lets the last messages leave (at most a second), ends the thread. Idempotent."""
@@ -120,6 +128,7 @@ class ClientLoop:
         try:
             while self._running:
                 self._reactor.turn(self._patience())
+                self._attempts.tick(time.monotonic())
                 self._session.tick(time.monotonic())
                 self._execute()
         except Exception as error:
@@ -153,11 +162,11 @@ class ClientLoop:
     def _patience(self) -> float | None:
         if self._outbox:
             return RETRY_SEND
-        due = self._session.next_due()
+        due = min(self._session.next_due(), self._attempts.next_due())
         return None if due == float("inf") else max(0.0, due - time.monotonic())
 
     def _execute(self) -> None:
-        for instruction in self._session.take():
+        for instruction in self._attempts.take(time.monotonic()):
             if isinstance(instruction, Send):
                 self._outbox.append(encode(instruction.message))
             else:

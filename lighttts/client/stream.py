@@ -28,6 +28,8 @@ _DTYPES = {
     "tokens": (np.dtype(np.int32),),
 }
 
+GRANT_AFTER = 5.0
+"""Seconds after which what the caller has taken is granted, however little: a broker ends what nobody seems to take."""
 FORGET_AFTER = 30.0
 """Seconds that a cancelled request waits for the broker's last word."""
 
@@ -73,6 +75,7 @@ class Stream:
         self._received = 0
         self._consumed = 0
         self._owed = 0
+        self._granted = now
         self._position = 0
         self._history: list[str] = []
 
@@ -95,14 +98,16 @@ class Stream:
             self._ask(replace(self._synth, voice=voice))
 
     def consumed(self, now: float) -> None:
-        """The caller has taken a chunk: what it took is granted again, half a window at a time."""
+        """The caller has taken a chunk: what it took is granted again, half a window at a time or now and then."""
         self._consumed += 1
         self._owed += 1
         self._moved = now
-        if self.phase is Phase.STREAMING and self._owed * 2 >= self._window:
+        due = self._owed * 2 >= self._window or now - self._granted >= GRANT_AFTER
+        if self.phase is Phase.STREAMING and due:
             self._credit += self._owed
             self._emit(Send(Credit(self.id, self._owed)))
             self._owed = 0
+            self._granted = now
 
     def fail(self, error: LightTTSError, now: float, *, tell_broker: bool = True) -> None:
         """Ends the request with `error` for the caller, and with `Cancel` for a broker that knows it."""

@@ -48,6 +48,7 @@ class Client:
         output: Output = "audio",
         format: SampleFormat = "f32",
         deadline: float | None = None,
+        retries: int = 0,
     ) -> Synthesis:
         """Asks for `text` to be spoken; returns at once, chunks are read from the result.
 
@@ -58,7 +59,9 @@ class Client:
         speed: 0.5 to 2.0.
         output: "audio": samples (n,) float32 or, with format="s16", int16; "mel": log-mel frames (n, 80) float32, 50
             a second; "tokens": speech tokens (n,) int32, 25 a second.
-        deadline: seconds for the whole request.
+        deadline: seconds for the whole request, retries included.
+        retries: how often it is asked for again when it fails with a `retryable` error before its first chunk: after
+            the error's `retry_after` and a random time, and within a budget that all requests of the client share.
 
         Raises `InvalidInput` here; every other error where the chunks are read.
         """
@@ -73,7 +76,7 @@ class Client:
             format=format,
             deadline=deadline,
         )
-        return Synthesis(self, self._loop, synth)
+        return Synthesis(self, self._loop, synth, retries)
 
     def voices(self) -> tuple[str, ...]:
         """The names of the preset voices that can be asked for now. Raises `Unavailable`."""
@@ -111,17 +114,17 @@ class Synthesis:
     who does not read stops the broker, not the memory. For one thread at a time.
     """
 
-    def __init__(self, client: Client, loop: ClientLoop, synth: Synth) -> None:
+    def __init__(self, client: Client, loop: ClientLoop, synth: Synth, retries: int) -> None:
         self._client = client
         self._loop = loop
         self._receipt = Receipt(synth)
         self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        loop.open(synth, self._mailbox)
+        loop.open(synth, self._mailbox, retries)
         loop.cancel_with(self, synth.request_id)
 
     @property
     def request_id(self) -> str:
-        """The request's id, as in the broker's log."""
+        """The request's id, as in the broker's log; retries have `.1`, `.2` and so on behind it."""
         return self._receipt.request_id
 
     @property
