@@ -49,6 +49,7 @@ class Request(TypedDict):
     deadline: float | None
 
 
+RETRIES = 3
 _MAX_TEXT_BYTES = 512 * 1024
 _FRAMES_PER_SECOND = {"mel": 50, "tokens": 25}
 
@@ -70,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", choices=("audio", "mel", "tokens"), default="audio", help="mel and tokens are written as .npy"
     )
     parser.add_argument("--model", type=Path, metavar="DIR", help="speak with a private stack that serves this model")
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=RETRIES,
+        metavar="N",
+        help=f"try again so often if it fails before the first audio and may succeed later (default: {RETRIES})",
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress on the terminal")
 
 
@@ -87,7 +95,12 @@ def run(options: argparse.Namespace) -> int:
         request = _request(options)
         check_format(kind)
         try:
-            with _client(options, stack, progress) as client, client.synthesize(**request) as synthesis:
+            # A daemon of a private stack that has ended does not come back.
+            retries = 0 if stack else options.retries
+            with (
+                _client(options, stack, progress) as client,
+                client.synthesize(**request, retries=retries) as synthesis,
+            ):
                 progress.asked = time.monotonic()
                 _write(synthesis, kind, target, options, progress)
         except (Unavailable, NoWorker, WorkerFailed):
@@ -113,6 +126,8 @@ def _check(options: argparse.Namespace) -> str:
         raise InvalidInput('say what to speak: a "TEXT" in quotes, - for standard input, or --file FILE')
     if options.text not in (None, "-"):
         _decoded(options.text.encode(errors="surrogateescape"), "the text")
+    if options.retries < 0:
+        raise InvalidInput("--retries must be 0 or more")
     if options.model and options.broker:
         raise InvalidInput("--model is for a private stack, --broker for a running one: give one of them")
     return format_of(options.out, options.format, options.output)

@@ -253,6 +253,7 @@ def one_sentence(text: str) -> bool:
         (["Hi.", "-o", "x.wav", "--voice", "a", "--prompt-wav", "here.wav"], 65, "not both"),
         (["Hi.", "-o", "x.wav", "--speed", "9"], 65, "speed must be 0.5 to 2.0"),
         (["Hi.", "-o", "x.wav", "--seed", "-1"], 65, "seed"),
+        (["Hi.", "-o", "x.wav", "--retries", "-1"], 65, "--retries"),
         (["Hi.", "-o", "x.wav", "--model", "m"], 65, "--model"),
         (["Hi.", "-o", "x.wav", "--speed", "fast"], 64, "--speed"),
         (["Hi.", "-o", "x.wav", "--sped", "2"], 64, "did you mean --speed?"),
@@ -308,6 +309,17 @@ def test_errors_of_the_broker_have_their_exit_codes(run: Run, tmp_path: Path) ->
         with FakeBroker(script={Synth: refuse(code, "because")}) as broker:
             done = run("synth", "Hi.", "-o", str(tmp_path / "x.wav"), "--broker", broker.endpoint)
         assert done == (exit_code, b"", "lighttts-cli synth: because\n")
+
+
+@pytest.mark.parametrize(("options", "tries"), [((), 4), (("--retries", "1"), 2), (("--retries", "0"), 1)])
+def test_what_may_succeed_later_is_tried_again_so_often(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], tries: int
+) -> None:
+    monkeypatch.setattr("lighttts.client.retry.FIRST_S", 0.01)
+    with FakeBroker(script={Synth: refuse("overloaded", "full", retryable=True, retry_after_ms=1)}) as broker:
+        done = run("synth", "Hi.", "-o", str(tmp_path / "x.wav"), *options, "--broker", broker.endpoint)
+        assert len(broker.all(Synth)) == tries
+    assert done == (75, b"", "lighttts-cli synth: full\n")
 
 
 def test_a_full_disk_is_said_so(run: Run, broker: FakeBroker) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from lighttts.client import AsyncClient
 from lighttts.client.session import WINDOW
-from lighttts.errors import Cancelled, DeadlineExceeded, Unavailable, UnknownVoice
+from lighttts.errors import Cancelled, DeadlineExceeded, Overloaded, Unavailable, UnknownVoice
 from lighttts.transport.wire import Cancel, EndAck, Synth
 from tests.client.fake_broker import RATE, FakeBroker, accept_only, chunk_of, refuse
 
@@ -69,6 +69,19 @@ def test_typed_errors_are_raised_in_the_iterator() -> None:
             await client.synthesize("Hello.", voice="nobody").audio()
 
     with FakeBroker(script={Synth: refuse("unknown_voice", "no voice nobody")}) as broker:
+        with_client(broker, body)
+
+
+def test_what_fails_is_tried_again_without_holding_up_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lighttts.client.retry.FIRST_S", 0.01)
+
+    async def body(client: AsyncClient) -> None:
+        with pytest.raises(Overloaded):
+            await client.synthesize("Hello.", voice="heart", retries=2).audio()
+        assert len(broker.all(Synth)) == 3
+
+    script = {Synth: refuse("overloaded", "full", retryable=True, retry_after_ms=1)}
+    with FakeBroker(script=script) as broker:
         with_client(broker, body)
 
 

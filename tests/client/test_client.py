@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from lighttts.errors import (
     Cancelled,
     ConfigError,
     DeadlineExceeded,
+    InvalidInput,
     LightTTSError,
     Overloaded,
     ProtocolError,
@@ -31,10 +33,12 @@ from lighttts.transport.wire import Accepted, Cancel, EndAck, Hello, ListVoices,
 from tests.client.fake_broker import (
     RATE,
     FakeBroker,
+    Handler,
     accept_only,
     chunk_of,
     frame_of,
     refuse,
+    serve,
     silent,
 )
 
@@ -195,6 +199,59 @@ def test_overload_says_when_to_come_back() -> None:
         with pytest.raises(Overloaded) as caught:
             client.synthesize("Hello.", voice="heart").audio()
         assert (caught.value.retryable, caught.value.retry_after) == (True, 0.25)
+
+
+def full_at_first(times: int) -> Handler:
+    """Refuses so many requests, then serves."""
+    left = iter(range(times))
+
+    def handler(broker: FakeBroker, peer: bytes, message: Synth) -> None:
+        busy = next(left, None) is not None
+        (refuse("overloaded", "full", retryable=True, retry_after_ms=1) if busy else serve)(broker, peer, message)
+
+    return handler
+
+
+def test_a_request_is_tried_again_as_often_as_the_caller_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lighttts.client.retry.FIRST_S", 0.01)
+    with FakeBroker(script={Synth: full_at_first(3)}) as broker, Client(broker.endpoint) as client:
+        with pytest.raises(Overloaded):
+            client.synthesize("Hello.", voice="heart").audio()
+        synthesis = client.synthesize("Hello.", voice="heart", seed=5, retries=2)
+        assert synthesis.sample_rate == RATE
+        served = broker.wait_for(Synth, 4)
+        assert served.seed == 5
+        np.testing.assert_array_equal(synthesis.audio(), expected(served, 4))
+        assert broker.wait_for(EndAck, 4).request_id == served.request_id == f"{synthesis.request_id}.2"
+
+
+def test_a_broker_that_comes_back_serves_a_request_that_it_lost(tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/b"
+    with FakeBroker(endpoint, script={Synth: accept_only}) as broker, Client(endpoint) as client:
+        synthesis = client.synthesize("Hello.", voice="heart", retries=3)
+        broker.wait_for(Synth)
+        broker.stop()
+        with FakeBroker(endpoint):
+            assert len(synthesis.audio()) == 4 * 480
+
+
+@pytest.mark.parametrize("owner", ["client", "synthesis"])
+def test_closing_ends_who_waits_for_the_next_try(owner: str) -> None:
+    script = {Synth: refuse("overloaded", "full", retryable=True, retry_after_ms=600_000)}
+    with FakeBroker(script=script) as broker, Client(broker.endpoint) as client:
+        synthesis = client.synthesize("Hello.", voice="heart", retries=1)
+        broker.wait_for(EndAck)
+        with ThreadPoolExecutor(1) as pool:
+            reader = pool.submit(synthesis.audio)
+            {"client": client, "synthesis": synthesis}[owner].close()
+            with pytest.raises(Cancelled):
+                reader.result()
+
+
+def test_a_negative_number_of_retries_is_invalid(client: Client) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        client.synthesize("Hello.", retries=-1)
+    assert refused.value.field == "retries"
 
 
 def test_chunks_before_an_error_are_delivered_before_it() -> None:

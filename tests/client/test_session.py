@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lighttts.client.events import Answered, Arrived, Deliver, Event, Failed, Finished, Send, Started
 from lighttts.client.session import LOST_AFTER, PING_AFTER, WINDOW, Session
-from lighttts.client.stream import FORGET_AFTER, Timeouts
+from lighttts.client.stream import FORGET_AFTER, GRANT_AFTER, Timeouts
 from lighttts.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -189,6 +189,18 @@ def test_half_a_window_is_granted_again_when_half_a_window_is_consumed() -> None
     assert bench.take_sent() == []
     bench.consume()
     assert bench.take_sent() == [Credit("r1", 4)]
+
+
+def test_who_takes_chunks_slowly_grants_what_it_took_now_and_then() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.receive(*(frame_of(synth(), n) for n in range(8)))
+    bench.consume()
+    assert bench.take_sent() == []
+    bench.now += GRANT_AFTER
+    bench.consume()
+    bench.consume()
+    assert bench.take_sent() == [Credit("r1", 2)]
 
 
 def test_the_window_is_what_the_broker_allows_if_that_is_less() -> None:
