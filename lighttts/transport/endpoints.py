@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from lighttts.errors import ConfigError
@@ -25,6 +26,17 @@ def tcp_address(endpoint: str) -> tuple[str, int]:
     if not endpoint.startswith("tcp://") or not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{endpoint!r} is not an address: use tcp://host:port or ipc:///path")
     return host.strip("[]"), int(port)
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether only this machine reaches what is bound to ``tcp://host:port``; a name is taken for a network's."""
+    host, _, _ = endpoint.removeprefix("tcp://").rpartition(":")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def listening(endpoint: str, timeout: float = 1.0) -> bool:

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import zmq
 
 from lighttts.transport.schema import Buffer
+from lighttts.transport.security import Domain, Gatekeeper, Guard, Proof, guard_socket, prove_socket
 from lighttts.transport.sockets import IpcLock, SocketOptions, bind, connect, make_socket
 from lighttts.transport.watch import WATCHED_EVENTS
 
@@ -149,22 +150,28 @@ T = TypeVar("T", bound=_ZmqTransport)
 
 
 class Sockets:
-    """A process' ZeroMQ context and everything opened from it; `close` ends all within the bounded linger time."""
+    """A process' ZeroMQ context and everything opened from it; `close` ends all within the bounded linger time.
 
-    def __init__(self, options: SocketOptions | None = None) -> None:
+    With a `Guard` every tcp socket bound here takes only connections that prove an allowed key, with a `Proof` every
+    tcp socket connected here proves its own. ipc sockets are guarded by the permissions of their files.
+    """
+
+    def __init__(self, options: SocketOptions | None = None, security: Guard | Proof | None = None) -> None:
         self.options = options or SocketOptions()
+        self._security = security
+        self._gatekeeper: Gatekeeper | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 65535)
         self._open: list[_ZmqTransport] = []
 
-    def router(self, endpoint: str) -> Router:
-        """A ROUTER bound to `endpoint`. Raises `ConfigError`."""
-        socket, bound, lock = self._bound(zmq.ROUTER, endpoint)
+    def router(self, endpoint: str, domain: Domain | None = None) -> Router:
+        """A ROUTER bound to `endpoint`, for those that `domain` admits. Raises `ConfigError`."""
+        socket, bound, lock = self._bound(zmq.ROUTER, endpoint, domain)
         return self._keep(Router(socket, bound, lock))
 
-    def pull(self, endpoint: str) -> Link:
-        """A PULL bound to `endpoint`. Raises `ConfigError`."""
-        return self._keep(Link(*self._bound(zmq.PULL, endpoint)))
+    def pull(self, endpoint: str, domain: Domain | None = None) -> Link:
+        """A PULL bound to `endpoint`, for those that `domain` admits. Raises `ConfigError`."""
+        return self._keep(Link(*self._bound(zmq.PULL, endpoint, domain)))
 
     def dealer(self, endpoint: str, identity: bytes = b"") -> Link:
         """A DEALER connected to `endpoint`. Raises `ConfigError`."""
@@ -185,6 +192,9 @@ class Sockets:
         """Closes every socket and the context."""
         for transport in self._open:
             transport.close()
+        if self._gatekeeper:
+            self._gatekeeper.close()
+            self._gatekeeper = None
         self._context.term()
         for transport in self._open:
             transport.unlock()
@@ -196,19 +206,30 @@ class Sockets:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _bound(self, kind: int, endpoint: str) -> tuple[zmq.Socket[bytes], str, IpcLock | None]:
+    def _bound(self, kind: int, endpoint: str, domain: Domain | None) -> tuple[zmq.Socket[bytes], str, IpcLock | None]:
         socket = make_socket(self._context, kind, self.options)
         try:
+            if isinstance(self._security, Guard) and endpoint.startswith("tcp://"):
+                self._guard(socket, self._security, domain)
             return (socket, *bind(socket, endpoint, self.options))
         except BaseException:
             socket.close(0)
             raise
+
+    def _guard(self, socket: zmq.Socket[bytes], guard: Guard, domain: Domain | None) -> None:
+        if domain is None:
+            raise ValueError("a guarded socket needs a domain")
+        if self._gatekeeper is None:
+            self._gatekeeper = Gatekeeper(self._context, guard)
+        guard_socket(socket, guard.folder, domain)
 
     def _connected(self, kind: int, endpoint: str, identity: bytes) -> zmq.Socket[bytes]:
         return self._connect(make_socket(self._context, kind, self.options), endpoint, identity)
 
     def _connect(self, socket: zmq.Socket[bytes], endpoint: str, identity: bytes) -> zmq.Socket[bytes]:
         try:
+            if isinstance(self._security, Proof) and endpoint.startswith("tcp://"):
+                prove_socket(socket, self._security)
             connect(socket, endpoint, identity)
         except BaseException:
             socket.close(0)

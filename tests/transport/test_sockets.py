@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from lighttts.errors import ConfigError, ProtocolError
-from lighttts.transport.endpoints import connectable, listening, tcp_address
+from lighttts.transport.endpoints import connectable, is_loopback, listening, tcp_address
 from lighttts.transport.sockets import IPC_PATH_MAX, IpcLock, SocketOptions, make_socket
 from lighttts.transport.transport import NO_TARGET, Delivery, Link, Router, Sockets
 from lighttts.transport.watch import Connection, connection_event
@@ -247,6 +247,25 @@ def test_listening_knows_who_is_there(tmp_path: Path, sockets: Sockets) -> None:
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "alone"),
+    [
+        ("tcp://127.0.0.1:1", True),
+        ("tcp://127.1.2.3:*", True),
+        ("tcp://localhost:1", True),
+        ("tcp://[::1]:1", True),
+        ("tcp://*:1", False),
+        ("tcp://0.0.0.0:1", False),
+        ("tcp://[::]:1", False),
+        ("tcp://10.1.2.3:1", False),
+        ("tcp://eth0:1", False),
+        ("tcp://localhost.example.org:1", False),
+    ],
+)
+def test_an_address_of_this_machine_alone_is_told_from_a_network_s(endpoint: str, alone: bool) -> None:
+    assert is_loopback(endpoint) == alone
+
+
+@pytest.mark.parametrize(
     ("bound", "reached"),
     [
         ("tcp://*:5570", "tcp://127.0.0.1:5570"),
@@ -329,6 +348,33 @@ def test_only_the_owner_may_use_an_ipc_endpoint_whatever_the_umask(tmp_path: Pat
             assert stat.S_IMODE((tmp_path / "e").stat().st_mode) == 0o660
     finally:
         os.umask(before)
+
+
+def test_an_ipc_socket_never_had_wider_permissions_than_it_ends_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a change of the file's mode after it was made, the mode is that with which it was made.
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: None)
+    before = os.umask(0)
+    try:
+        with Sockets(SocketOptions(ipc_mode=0o660)) as sockets:
+            sockets.router(f"ipc://{tmp_path}/e")
+            assert stat.S_IMODE((tmp_path / "e").stat().st_mode) == 0o660
+    finally:
+        os.umask(before)
+
+
+def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path, sockets: Sockets) -> None:
+    (tmp_path / "e.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="cannot use ipc path"):
+        sockets.router(f"ipc://{tmp_path}/e")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_an_ipc_endpoint_without_a_file_is_refused(sockets: Sockets) -> None:
+    for use in (sockets.router, sockets.dealer):
+        with pytest.raises(ConfigError, match="no permissions"):
+            use("ipc://@lighttts")
 
 
 def test_an_ipc_path_longer_than_the_kernel_takes_is_refused_by_its_length(tmp_path: Path, sockets: Sockets) -> None:
