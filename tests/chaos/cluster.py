@@ -21,8 +21,8 @@ from tests.system.stack import ROOT, STAGES, STOP_TIMEOUT, TINY, Stack
 
 WORKERS = tuple(f"{stage}{suffix}" for stage in STAGES for suffix in ("", ".1"))
 DAEMONS = ("redis", "broker", *WORKERS)
-ENCODE_PACE = 0.2
-"""Seconds longer that a sentence takes the first encode worker: without them it is never caught at work."""
+PACE = {"encode": 0.2, "llm": 0.02, "decode": 0.0}
+"""Seconds longer that a step takes each stage: the tiny model would be done before its workers are caught at work."""
 SETTLE_TIMEOUT = 60.0
 POLL = 0.02
 
@@ -43,12 +43,13 @@ class Cluster(Stack):
             where = ["--unixsocket", f"{self.folder}/redis.sock", "--dir", str(self.folder)]
             return ["redis-server", "--port", "0", "--save", "", *where]
         command = super().command(name)
+        if name not in WORKERS:
+            return command
+        command[1:3] = ["-m", "tests.chaos.faulty_worker", stage, str(self._triggers(name)), str(PACE[stage])]
         if name not in STAGES:
             return command
-        pace = ENCODE_PACE if stage == "encode" else 0.0
-        faulty = [sys.executable, "-m", "tests.chaos.faulty_worker", stage, str(self._triggers(name)), str(pace)]
         links = [f"broker.{end}=ipc://{self.folder}/{stage}-{end}" for end in ("workers", "results")]
-        return [*faulty, *command[3:], *(part for link in links for part in ("--set", link))]
+        return [*command, *(part for link in links for part in ("--set", link))]
 
     def start(self, *names: str) -> None:
         """Starts the named processes (default: all), with no fault commanded."""
@@ -94,13 +95,20 @@ class Cluster(Stack):
         idle = all(row is not None and row.state == "ready" and not row.active for row in rows)
         return idle and len(status.workers) == len(rows) and not status.active and not status.queued
 
+    def rested(self, stage: str) -> bool:
+        """Whether all workers of `stage` are ready."""
+        with Client(self.endpoint) as client:
+            status = client.status()
+        rows = [self.row(status, name) for name in WORKERS if name.partition(".")[0] == stage]
+        return all(row is not None and row.state == "ready" for row in rows)
+
     def settle(self) -> None:
-        """Waits until everything runs and nothing is left of what was before."""
+        """Waits until everything runs, nothing is left of what was before, and new requests are let in."""
 
         def asked() -> bool:
             try:
                 with Client(self.endpoint, connect_timeout=1.0) as client:
-                    return self.settled(client.status())
+                    return self.settled(client.status()) and len(client.synthesize("One.", seed=0).audio()) > 0
             except LightTTSError:
                 return False
 

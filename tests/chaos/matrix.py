@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ from tests.system.stack import STAGES
 
 FINISH_S = 60.0
 """Seconds a cell's streams have to end; they take about 5 undisturbed."""
-NOTICE_S = 10.0
+NOTICE_S = 15.0
 """Seconds within which the broker must have taken a broken worker's requests from it."""
 STREAM_TIMEOUT_S = 30.0
 SPEAKER_SEED = 7
@@ -90,10 +91,11 @@ class Matrix:
         outcome = Outcome(cell)
         refused = self._cluster.refused()
         with Client(self._cluster.endpoint, timeout=STREAM_TIMEOUT_S) as client:
+            ninth = self._ninth() if cell.component == "client" else None
             takes = Takes(client)
             try:
-                if cell.component == "client":
-                    self._break_client(cell, takes)
+                if ninth:
+                    self._break_client(cell, takes, ninth)
                 else:
                     self._strike(cell, takes, outcome)
             except AssertionError as error:
@@ -128,24 +130,30 @@ class Matrix:
         row = self._cluster.row(watcher.status(), name)
         return row is None or not row.active
 
-    def _break_client(self, cell: Cell, takes: Takes) -> None:
-        """A ninth stream, in another process, is broken; the eight must not notice. One that only slept is complete."""
+    def _ninth(self) -> subprocess.Popen[bytes]:
+        """A ninth stream, in another process, that has heard its first audio."""
         output = self._cluster.folder / "speaker.pcm"
-        process = self._cluster.processes["speaker"] = speaker(self._cluster, TEXT, SPEAKER_SEED, output)
+        process = speaker(self._cluster, TEXT, SPEAKER_SEED, output)
+        until(lambda: output.stat().st_size > 0, "the ninth client hears nothing")
+        return process
+
+    def _break_client(self, cell: Cell, takes: Takes, process: subprocess.Popen[bytes]) -> None:
+        """Breaks the ninth client; the eight must not notice. One that only slept hears everything in the end."""
+        self._cluster.processes[cell.component] = process
         fault = FAULTS[cell.fault]
         try:
-            until(lambda: output.stat().st_size > 0, "the ninth client hears nothing")
-            fault.strike(self._cluster, "speaker")
+            fault.strike(self._cluster, cell.component)
             takes.finish(FINISH_S)
             if fault.undo:
-                fault.undo(self._cluster, "speaker")
+                fault.undo(self._cluster, cell.component)
                 assert process.wait(FINISH_S) == 0, "the client that slept ended badly"
+                output = self._cluster.folder / "speaker.pcm"
                 samples, whole = output.stat().st_size // 2, len(self._references[SPEAKER_SEED])
                 assert samples == whole, f"the client that slept heard {samples} samples of {whole}"
         finally:
             process.kill()
             process.wait()
-            del self._cluster.processes["speaker"]
+            del self._cluster.processes[cell.component]
 
     # ---- afterwards ------------------------------------------------------------------------------------------------
 
