@@ -12,7 +12,7 @@ from lighttts.client import Client
 from lighttts.errors import LightTTSError
 
 STREAMS = 8
-TEXT = "The quick brown fox jumps over the lazy dog. " * 8
+TEXT = "The quick brown fox jumps over the lazy dog. " * 6
 FloatArray = npt.NDArray[np.float32]
 
 
