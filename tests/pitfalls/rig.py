@@ -72,10 +72,12 @@ class Hand(Peer):
         tokens = np.array([seq], np.int32)
         return wire.Tokens(request_id, attempt, self.epoch, seq, 0, last, last, tokens)
 
-    def audio(self, request_id: str, seq: int, *, last: bool = False, samples: int = 480) -> wire.Audio:
+    def audio(
+        self, request_id: str, seq: int, *, last: bool = False, samples: int = 480, attempt: int = 0
+    ) -> wire.Audio:
         """A frame of samples that are all its number."""
         wave = np.full(samples, seq, np.float32)
-        return wire.Audio(request_id, 0, self.epoch, seq, 0, last, seq * samples, 1, wave)
+        return wire.Audio(request_id, attempt, self.epoch, seq, 0, last, seq * samples, 1, wave)
 
 
 def encoded(work: wire.EncodeWork, epoch: int, length: int) -> wire.Encoded:
