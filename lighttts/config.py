@@ -42,8 +42,10 @@ class BrokerConfig(_Section):
     clients: Endpoint = "tcp://127.0.0.1:5570"
     workers: Endpoint = "tcp://127.0.0.1:5571"
     results: Endpoint = "tcp://127.0.0.1:5572"
-    state: Annotated[str, Field(pattern=r"^(memory|rediss?|unix)://")] = "memory://"
+    state: Annotated[str, Field(pattern=r"^(memory|rediss?(\+sentinel)?|unix)://")] = "memory://"
     state_ttl_s: Annotated[float, Field(gt=0)] = 3600.0
+    redis_breaker_failures: Annotated[int, Field(ge=1)] = 5
+    redis_breaker_s: Annotated[float, Field(gt=0)] = 5.0
     max_requests: Annotated[int, Field(ge=1)] = 1024
     max_text: Annotated[int, Field(ge=1, le=100_000)] = 20_000
     max_credit: Annotated[int, Field(ge=1)] = 256

@@ -59,6 +59,14 @@ frames_refused = Counter(
     "Messages refused (malformed, stale_epoch, stale_attempt, unknown)",
     ["service", "why"],
 )
+breaker_state = Gauge("light_tts_breaker_state", "Circuit breaker: 0 closed, 1 half open, 2 open", ["target"])
+breaker_failures = Counter("light_tts_breaker_failures_total", "Failures counted by a circuit breaker", ["target"])
+store_backlog = Gauge("light_tts_store_backlog", "Writes that wait for Redis")
+records_given_up = Counter(
+    "light_tts_records_given_up_total",
+    "Live requests that go on without a record (full: too much waits; lost: Redis has lost a part of it)",
+    ["why"],
+)
 workers_connected = Gauge("light_tts_workers", "Workers registered with the broker", ["stage"])
 
 

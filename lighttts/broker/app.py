@@ -12,7 +12,7 @@ from lighttts import metrics
 from lighttts.broker.core import Core
 from lighttts.broker.executor import SERVICE, Executor
 from lighttts.broker.outbox import Channel
-from lighttts.broker.redis_store import RedisStore
+from lighttts.broker.redis_store import Limits, RedisStore
 from lighttts.broker.state import MemoryStore, StateStore, StoreEvents
 from lighttts.config import BrokerConfig
 from lighttts.errors import InternalError, LightTTSError
@@ -62,6 +62,7 @@ class App:
         self._ticked = clock()
         self._store_problem = ""
         self._closed = False
+        self._name = f"{socket.gethostname()[:64]}-{os.getpid()}"
         self._sockets = Sockets(options)
         self._store: StateStore | None = None
         self._health: metrics.HealthServer | None = None
@@ -80,8 +81,7 @@ class App:
         self.endpoints = Endpoints(self._clients.endpoint, self._workers.endpoint, results.endpoint)
         if settings.metrics_port is not None:
             self._health = metrics.HealthServer(settings.metrics_port, self.health)
-        name = f"{socket.gethostname()[:64]}-{os.getpid()}"
-        self._core = core = Core(settings, name=name, store=store.name, durable=store.durable, now=self._clock())
+        self._core = core = Core(settings, name=self._name, store=store.name, durable=store.durable, now=self._clock())
         self._executor = Executor(core, self._clients, self._workers, store, self._clock)
         self._listen(results)
 
@@ -115,9 +115,10 @@ class App:
             return False, f"the loop has not turned for {behind:.0f} s"
         if self._stop_at is not None:
             return False, "shutting down"
+        trouble = self._store.trouble() if self._store else ""
         if self._store_problem:
-            return False, f"requests cannot be stored: {self._store_problem}"
-        return True, "serving"
+            return False, f"requests cannot be stored, streams go on: {trouble or self._store_problem}"
+        return True, f"serving, though {trouble}" if trouble else "serving"
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
@@ -193,24 +194,28 @@ class App:
         url = self._settings.state
         if url.startswith("memory://"):
             return MemoryStore()
-        post = self._reactor.post
+        settings, post = self._settings, self._reactor.post
         events = StoreEvents(
             stored=lambda request_id, error: post(lambda: self._stored(request_id, error)),
             changed=lambda problem: post(lambda: self._store_changed(problem)),
+            lost=lambda request_id: post(lambda: self._lost(request_id)),
             crashed=lambda error: post(lambda: self._store_crashed(error)),
         )
-        return RedisStore(url, self._settings.state_ttl_s, events)
+        limits = Limits(breaker_failures=settings.redis_breaker_failures, breaker_s=settings.redis_breaker_s)
+        return RedisStore(url, settings.state_ttl_s, f"{self._name}-{os.urandom(4).hex()}", events, limits)
 
     def _stored(self, request_id: str, error: LightTTSError | None) -> None:
         self._executor.run(self._core.stored(request_id, error, self._clock()))
 
     def _store_changed(self, problem: str) -> None:
         self._store_problem = problem
-        self._core.store_changed(problem)
         if problem:
             self._log.error("state store fails, new requests are refused", problem=problem)
         else:
             self._log.info("state store works again")
+
+    def _lost(self, request_id: str) -> None:
+        self._log.warning("another broker has claimed a request", request_id=request_id)
 
     def _store_crashed(self, error: BaseException) -> None:
         self._crash = error

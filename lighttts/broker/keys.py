@@ -1,10 +1,12 @@
 """Every key the broker uses in Redis. The braces put a request's keys into one slot of a cluster.
 
-request   hash: client (routing id), synth (message), state, received (Unix time in seconds)
+request   hash: owner (the broker it belongs to), client (routing id), synth (message), state, received (Unix time in s)
 encoded   string: the `Encoded` message
-tokens    hash: sequence number -> `Tokens` message
+tokens    hash: sequence number -> `Tokens` message; the numbers are 0, 1, 2, ... without a gap
+lease     string: there while the broker of that name lives
 
-A message is a msgpack array of its frames. All keys live `broker.state_ttl_s` after the last write to them.
+A message is a msgpack array of its frames. A request's keys live `broker.state_ttl_s` after the last write to any of
+them, a lease as long as its broker says.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 PREFIX = "lighttts:"
+LEASE = f"{PREFIX}lease:"
+EVERY_REQUEST = f"{PREFIX}{{*"
+"""The pattern of all requests' keys."""
 
 
 class RequestKeys(NamedTuple):
@@ -26,3 +31,18 @@ def keys_of(request_id: str) -> RequestKeys:
     """The keys of the request with that id."""
     base = f"{PREFIX}{{{request_id}}}:"
     return RequestKeys(f"{base}request", f"{base}encoded", f"{base}tokens")
+
+
+def lease_of(owner: str) -> str:
+    """The key of that broker's lease."""
+    return f"{LEASE}{owner}"
+
+
+def request_of(key: bytes) -> str | None:
+    """The id of the request that `key` belongs to; None if it is no request's key."""
+    try:
+        base, _, _ = key.decode().rpartition(":")
+    except UnicodeDecodeError:
+        return None
+    request_id = base[len(PREFIX) + 1 : -1]
+    return request_id if key.decode() in keys_of(request_id) else None

@@ -1,91 +1,138 @@
 """Request state in Redis, written by a thread of its own so that a slow or dead Redis never holds up the broker.
 
 Writes wait in a bounded queue and go out in batches, in order. Every write can be repeated without harm, so a batch
-that fails is tried again until it succeeds; meanwhile new requests are told that their record is not safe. When the
-queue is full, the request whose write finds no room is given up here: a record with a hole in it must never be read
-back, so its keys are deleted. The request itself goes on.
+that fails is tried again until it succeeds; new requests wait with it. After a few failures in a row the circuit
+breaker opens: Redis is left alone for a while, new requests are refused at once, the writes of others go on waiting.
+
+A record with a hole in it must never be read back. The record of a request is therefore given up for good, and the
+request itself goes on without one, when a write to it finds no room in the queue, and when Redis has lost any part of
+it (see `redis_records`): so it is with the requests under way when Redis comes back empty.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from typing import NamedTuple
 
-import msgpack
 import redis
-from redis.backoff import NoBackoff
-from redis.client import Pipeline
-from redis.retry import Retry
+from redis.exceptions import NoScriptError
 
-from lighttts.broker.instructions import AppendTokens, DeleteRequest, SaveEncoded, SaveRequest, SaveState, Write
-from lighttts.broker.keys import keys_of
-from lighttts.broker.outbox import Frames
-from lighttts.broker.state import StoreEvents
-from lighttts.errors import ConfigError, Unavailable
+from lighttts import metrics
+from lighttts.broker.backlog import Backlog
+from lighttts.broker.breaker import Breaker, BreakerState
+from lighttts.broker.instructions import DeleteRequest, SaveRequest, Write
+from lighttts.broker.redis_address import TIMEOUT_S, connect
+from lighttts.broker.redis_look import Look
+from lighttts.broker.redis_records import Outcome, Records
+from lighttts.broker.state import Loaded, StoreEvents
+from lighttts.errors import InvalidInput, Unavailable
 
-TIMEOUT_S = 2.0
-"""Seconds to connect, and for each answer."""
-RETRY_S = 0.5
-BATCH_WRITES = 256
-BATCH_BYTES = 32 << 20
-QUEUE_WRITES = 100_000
-QUEUE_BYTES = 256 << 20
+BACKOFF_S = 0.05
+"""Seconds after a first failure; doubled for each that follows."""
+LONGEST_BACKOFF_S = 1.0
+REFUSED_FOR_S = 0.5
+"""Least time after which a refused request may come again."""
+TARGET = "redis"
+_SHOWN = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
+
+
+class Limits(NamedTuple):
+    """How much waits for Redis at most, how long a broker's lease lasts, and when Redis is left alone for how long."""
+
+    writes: int = 100_000
+    bytes: int = 256 << 20
+    lease_s: float = 3.0
+    breaker_failures: int = 5
+    breaker_s: float = 5.0
 
 
 class RedisStore:
-    """Writes to the Redis at `url`; keys live `ttl` seconds after the last write to them.
+    """The store of the broker `owner`, a name no other broker ever had, in the Redis at `url`.
 
-    Raises `Unavailable` when it cannot be reached, `ConfigError` when the URL is wrong or it does not let us in.
+    A request's keys live `ttl` seconds after the last write to it. Raises `Unavailable` when Redis cannot be reached,
+    `ConfigError` when the URL is wrong or it does not let us in.
     """
 
     name = "redis"
     durable = True
 
-    def __init__(
-        self,
-        url: str,
-        ttl: float,
-        events: StoreEvents,
-        *,
-        most_writes: int = QUEUE_WRITES,
-        most_bytes: int = QUEUE_BYTES,
-    ) -> None:
-        self._ttl_ms = max(1, round(1000 * ttl))
+    def __init__(self, url: str, ttl: float, owner: str, events: StoreEvents, limits: Limits | None = None) -> None:
         self._events = events
-        self._most_writes = most_writes
-        self._most_bytes = most_bytes
-        self._redis, self._where = _connect(url)
+        self._limits = limits = limits or Limits()
+        self._redis, self._where, _ = connect(url)
+        self._records = Records(self._redis, owner, ttl)
+        self._look = Look(self._redis, self._records, owner, self._where)
         self._condition = threading.Condition()
-        self._queue: deque[Write] = deque()
-        self._bytes = 0
-        self._given_up: set[str] = set()
+        self._backlog = Backlog(limits.writes, limits.bytes)
+        self._renew = False
+        self._breaker = Breaker(limits.breaker_failures, limits.breaker_s)
         self._problem = ""
+        self._well_from = 0.0
+        self._closing = threading.Event()
         self._close_by: float | None = None
+        self._show()
         self._thread = threading.Thread(target=self._run, name="redis", daemon=True)
         self._thread.start()
+
+    # ---- from any thread -----------------------------------------------------------------------------------------
 
     def write(self, write: Write) -> None:
         """Queues a write; never blocks on Redis."""
         with self._condition:
-            request_id, size = write.request_id, _size(write)
-            if isinstance(write, DeleteRequest):
-                self._given_up.discard(request_id)
-            elif request_id in self._given_up:
+            new = isinstance(write, SaveRequest)
+            if new and self._breaker.state is not BreakerState.CLOSED:
+                self._refuse(write.request_id)
                 return
-            elif len(self._queue) >= self._most_writes or self._bytes + size > self._most_bytes:
-                self._given_up.add(request_id)
-                if isinstance(write, SaveRequest):
-                    self._events.stored(request_id, Unavailable("too much waits to be stored: try again later"))
-                write, size = DeleteRequest(request_id), 0
-            self._queue.append(write)
-            self._bytes += size
+            if not self._backlog.put(write):
+                metrics.records_given_up.labels("full").inc()
+                if new:
+                    full = Unavailable("too much waits to be stored: try again later", retry_after=REFUSED_FOR_S)
+                    self._events.stored(write.request_id, full)
             self._condition.notify()
 
+    def renew(self) -> None:
+        """Renews the lease, without blocking."""
+        with self._condition:
+            self._renew = True
+            self._condition.notify()
+
+    def trouble(self) -> str:
+        """What is wrong with Redis now, as a clause; empty if nothing is."""
+        with self._condition:
+            if not self._problem:
+                return ""
+            if self._breaker.state is BreakerState.CLOSED:
+                return f"{self._problem} ({self._breaker.failures} failures in a row)"
+            return f"{self._problem}; it is tried again in {self._breaker.retry_after(time.monotonic()):.0f} s"
+
+    def load(self) -> Loaded:
+        """Everything stored, of all brokers; what cannot be used is removed. Blocks. Raises `Unavailable`."""
+        return self._look.load()
+
+    def claim(self, request_id: str) -> bool:
+        """Makes a stored request this broker's, unless its owner lives. Blocks. Raises `Unavailable`."""
+        claimed = self._look.claim(request_id)
+        if claimed:
+            with self._condition:
+                self._backlog.keep(request_id)
+        return claimed
+
+    def orphans(self) -> list[str]:
+        """Requests whose owner's lease has run out. Blocks. Raises `Unavailable`.
+
+        None for a while after Redis was away: nobody could renew a lease, and living brokers need time to notice that
+        they can again.
+        """
+        with self._condition:
+            troubled = bool(self._problem) or time.monotonic() < self._well_from
+        return [] if troubled else self._look.orphans()
+
     def close(self, timeout: float) -> None:
-        """Writes what is queued, for at most `timeout` seconds."""
+        """Writes what is queued, for at most `timeout` seconds, and gives the lease back."""
         with self._condition:
             self._close_by = time.monotonic() + timeout
+            self._closing.set()
             self._condition.notify()
         self._thread.join(timeout + 2 * TIMEOUT_S)
         self._redis.close()
@@ -94,133 +141,136 @@ class RedisStore:
 
     def _run(self) -> None:
         try:
-            while batch := self._next_batch():
-                self._deliver(batch)
+            while (batch := self._next_batch()) is not None:
+                if not self._deliver(batch):
+                    return
+            self._look.release()
         except BaseException as error:
             self._events.crashed(error)
 
-    def _next_batch(self) -> list[Write]:
-        """Waits for writes and takes some; none when the store closes."""
+    def _next_batch(self) -> list[Write] | None:
+        """Waits for writes or a renewal and takes some; None when the store closes."""
         with self._condition:
-            while not self._queue:
+            while not self._backlog and not self._renew:
                 if self._close_by is not None:
-                    return []
+                    return None
                 self._condition.wait()
-            batch: list[Write] = []
-            size = 0
-            while self._queue and len(batch) < BATCH_WRITES and size < BATCH_BYTES:
-                batch.append(self._queue.popleft())
-                size += _size(batch[-1])
-            self._bytes -= size
-            return batch
+            metrics.store_backlog.set(len(self._backlog))
+            return self._backlog.take()
 
-    def _deliver(self, batch: list[Write]) -> None:
-        """Writes `batch`, however often it has to be tried."""
+    def _deliver(self, batch: list[Write]) -> bool:
+        """Writes `batch`, however often it has to be tried; False if the store had to close before."""
         while True:
-            try:
-                if self._problem:
-                    self._redis.ping()
-                self._execute(batch)
-            except (redis.RedisError, OSError) as error:
-                batch = self._withdraw_new(batch, f"Redis at {self._where}: {error}")
-                if self._wait_to_retry():
-                    return
+            now = time.monotonic()
+            with self._condition:
+                allowed = self._breaker.allow(now)
+                trial = self._breaker.state is BreakerState.HALF_OPEN
+                wait = self._breaker.retry_after(now)
+                lease = trial or self._renew
+                self._show()
+            if allowed:
+                try:
+                    outcomes = self._execute(batch, lease)
+                except (redis.RedisError, OSError) as error:
+                    batch, wait = self._failed(batch, error)
+                else:
+                    self._succeeded(batch, outcomes, lease)
+                    return True
+            if self._pause(wait):
+                return False
+
+    def _execute(self, batch: list[Write], lease: bool) -> list[Outcome]:
+        """Writes `batch`, and the lease: what tells of a trial whether Redis takes writes. Raises what went wrong."""
+        for known in (True, False):
+            with self._redis.pipeline(transaction=False) as pipe:
+                for write in batch:
+                    self._records.add(pipe, write)
+                if lease:
+                    self._records.add_lease(pipe, self._limits.lease_s)
+                answers = pipe.execute(raise_on_error=False)
+            if known and any(isinstance(answer, NoScriptError) for answer in answers):
+                self._records.load_scripts()
             else:
-                self._recovered(batch)
-                return
+                break
+        return [_outcome(answer) for answer in answers][: len(batch)]
 
-    def _execute(self, batch: list[Write]) -> None:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for write in batch:
-                self._add(pipe, write)
-            pipe.execute()
-
-    def _add(self, pipe: Pipeline, write: Write) -> None:
-        keys = keys_of(write.request_id)
-        match write:
-            case DeleteRequest():
-                pipe.delete(*keys)
-            case SaveRequest(_, client, synth):
-                pipe.hset(keys.request, "client", client)
-                pipe.hset(keys.request, "synth", _packed(synth))
-                pipe.hset(keys.request, "received", str(time.time()))
-                pipe.hset(keys.request, "state", "received")
-                pipe.pexpire(keys.request, self._ttl_ms)
-            case SaveState(_, state):
-                pipe.hset(keys.request, "state", state)
-                pipe.pexpire(keys.request, self._ttl_ms)
-            case SaveEncoded(_, encoded):
-                pipe.set(keys.encoded, _packed(encoded), px=self._ttl_ms)
-            case AppendTokens(_, seq, tokens):
-                pipe.hset(keys.tokens, str(seq), _packed(tokens))
-                pipe.pexpire(keys.tokens, self._ttl_ms)
-
-    def _withdraw_new(self, batch: list[Write], problem: str) -> list[Write]:
-        """Redis fails: nothing new is safe. Returns `batch` without the records of new requests."""
+    def _succeeded(self, batch: list[Write], outcomes: list[Outcome], lease: bool) -> None:
         with self._condition:
-            new = [write for write in (*batch, *self._queue) if isinstance(write, SaveRequest)]
-            if new:
-                self._queue = deque(write for write in self._queue if not isinstance(write, SaveRequest))
-                self._bytes = sum(map(_size, self._queue))
-        if not self._problem:
-            self._problem = problem
-            self._events.changed(problem)
-        for write in new:
-            self._events.stored(
-                write.request_id, Unavailable(f"the request cannot be stored ({problem}): try again later")
-            )
-        return [write for write in batch if not isinstance(write, SaveRequest)]
-
-    def _wait_to_retry(self) -> bool:
-        """Waits a little; True if the store must close now."""
-        with self._condition:
-            if self._close_by is None:
-                self._condition.wait(RETRY_S)
-            else:
-                time.sleep(max(0.0, min(RETRY_S, self._close_by - time.monotonic())))
-            return self._close_by is not None and time.monotonic() >= self._close_by
-
-    def _recovered(self, batch: list[Write]) -> None:
-        if self._problem:
-            self._problem = ""
+            was_open = self._breaker.state is not BreakerState.CLOSED
+            self._breaker.succeeded()
+            self._show()
+            if lease:
+                self._renew = False
+            if self._problem:
+                self._problem = ""
+                self._well_from = time.monotonic() + self._limits.lease_s + self._limits.breaker_s
+            for index, (write, outcome) in enumerate(zip(batch, outcomes, strict=True)):
+                if isinstance(write, SaveRequest):
+                    self._events.stored(write.request_id, None if outcome is Outcome.DONE else _taken(write.request_id))
+                if outcome is not Outcome.DONE and not isinstance(write, DeleteRequest):
+                    self._lost(write, outcome, batch[index + 1 :])
+        if was_open:
             self._events.changed("")
-        for write in batch:
-            if isinstance(write, SaveRequest):
-                self._events.stored(write.request_id, None)
+
+    def _lost(self, write: Write, outcome: Outcome, later: list[Write]) -> None:
+        """Redis would not apply `write`; `later`: those after it in its batch."""
+        request_id = write.request_id
+        if not self._backlog.keeps(request_id) or self._backlog.ends(request_id, later):
+            return
+        if outcome is Outcome.BROKEN:
+            self._backlog.give_up(request_id)
+            metrics.records_given_up.labels("lost").inc()
+            return
+        self._backlog.forget(request_id)
+        if not isinstance(write, SaveRequest):
+            self._events.lost(request_id)
+
+    def _failed(self, batch: list[Write], error: Exception) -> tuple[list[Write], float]:
+        """What of `batch` is to be tried again, and after how many seconds."""
+        self._redis.connection_pool.disconnect(inuse_connections=False)
+        metrics.breaker_failures.labels(TARGET).inc()
+        now = time.monotonic()
+        with self._condition:
+            self._breaker.failed(now)
+            self._problem = f"Redis at {self._where}: {error}"
+            if self._breaker.state is BreakerState.CLOSED:
+                return batch, min(BACKOFF_S * 2 ** (self._breaker.failures - 1), LONGEST_BACKOFF_S)
+            self._show()
+            new, batch = self._backlog.withdraw_new(batch)
+            for request_id in new:
+                self._refuse(request_id)
+            wait = self._breaker.retry_after(now)
+        if self._breaker.failures == self._limits.breaker_failures:
+            self._events.changed(self._problem)
+        return batch, wait
+
+    def _refuse(self, request_id: str) -> None:
+        wait = max(REFUSED_FOR_S, self._breaker.retry_after(time.monotonic()))
+        text = f"the request cannot be stored ({self._problem}): try again in {wait:.1f} s"
+        self._events.stored(request_id, Unavailable(text, retry_after=wait))
+
+    def _show(self) -> None:
+        metrics.breaker_state.labels(TARGET).set(_SHOWN[self._breaker.state])
+        metrics.store_backlog.set(len(self._backlog))
+
+    def _pause(self, seconds: float) -> bool:
+        """Waits before another try; True if the store must close now."""
+        if self._close_by is None:
+            self._closing.wait(seconds)
+        else:
+            time.sleep(max(0.0, min(seconds, self._close_by - time.monotonic())))
+        return self._close_by is not None and time.monotonic() >= self._close_by
 
 
-def _connect(url: str) -> tuple[redis.Redis, str]:
-    """A client that has reached the Redis at `url`, and where that is, without its password."""
-    try:
-        client = redis.Redis.from_url(
-            url,
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-            client_name="lighttts-broker",
-        )
-    except ValueError as error:
-        raise ConfigError(f"broker.state is not a Redis address: {error}", field="broker.state") from error
-    options = client.connection_pool.connection_kwargs
-    where = str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
-    try:
-        client.ping()
-    except (redis.AuthenticationError, redis.ResponseError) as error:
-        raise ConfigError(f"Redis at {where} does not let the broker in ({error}): mend broker.state") from error
-    except (redis.RedisError, OSError) as error:
-        raise Unavailable(
-            f"Redis at {where} cannot be reached ({error}): start it, or set broker.state to memory://"
-        ) from error
-    return client, where
+def _taken(request_id: str) -> InvalidInput:
+    text = f"request id {request_id} is taken: every request needs an id of its own"
+    return InvalidInput(text, field="request_id")
 
 
-def _packed(frames: Frames) -> bytes:
-    packed: bytes = msgpack.packb([bytes(frame) for frame in frames])
-    return packed
-
-
-def _size(write: Write) -> int:
-    match write:
-        case SaveRequest(_, _, frames) | SaveEncoded(_, frames) | AppendTokens(_, _, frames):
-            return sum(map(len, frames))
-    return 0
+def _outcome(answer: object) -> Outcome:
+    """What a script answered. Raises the error, unless it comes of that one record: somebody else wrote its key."""
+    if isinstance(answer, redis.ResponseError) and "WRONGTYPE" in str(answer):
+        return Outcome.BROKEN
+    if isinstance(answer, Exception):
+        raise answer
+    return Outcome(answer) if isinstance(answer, int) else Outcome.DONE

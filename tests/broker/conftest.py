@@ -11,6 +11,9 @@ import pytest
 import redis
 import structlog
 
+from lighttts.broker.redis_store import RedisStore
+from tests.broker.stores import Told, open_store
+
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
@@ -21,30 +24,22 @@ def quiet() -> Iterator[None]:
 
 
 class RedisServer:
-    """A redis-server on a unix socket, with nothing on disk. It can be killed, started again and made to refuse."""
+    """A redis-server on a unix socket, with nothing on disk. It can be killed, started again and made to refuse.
 
-    def __init__(self, folder: Path) -> None:
+    `options` are further words of its command line.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
         self.path = folder / "redis.sock"
         self.url = f"unix://{self.path}"
+        self._options = options or ("--port", "0")
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Starts it and returns when it answers."""
-        self._process = subprocess.Popen(
-            [
-                "redis-server",
-                "--port",
-                "0",
-                "--unixsocket",
-                str(self.path),
-                "--save",
-                "",
-                "--dir",
-                str(self.path.parent),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        place = ["--unixsocket", str(self.path), "--dir", str(self.folder), "--save", ""]
+        self._process = subprocess.Popen(["redis-server", *self._options, *place], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if "ready to accept connections" in line.lower():
@@ -73,3 +68,19 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    """Checks at the end that the store's thread has not died."""
+    told = Told()
+    yield told
+    assert told.crashed.empty()
+
+
+@pytest.fixture
+def store(redis_server: RedisServer, told: Told) -> Iterator[RedisStore]:
+    """A store on a real Redis."""
+    store = open_store(redis_server.url, told)
+    yield store
+    store.close(1.0)

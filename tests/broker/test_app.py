@@ -229,7 +229,7 @@ def test_told_twice_it_ends_at_once_and_says_so_to_clients(sockets: Sockets) -> 
 def test_with_redis_streams_survive_its_death_and_new_requests_are_refused(
     sockets: Sockets, redis_server: RedisServer
 ) -> None:
-    with RunningApp(expiry_s=600, state=redis_server.url) as running:
+    with RunningApp(expiry_s=600, state=redis_server.url, redis_breaker_s=0.2) as running:
         crew, client = Crew(sockets, running), Peer(sockets, running.endpoints.clients)
         client.say(synth())
         client.hear(wire.Accepted)
@@ -241,6 +241,8 @@ def test_with_redis_streams_survive_its_death_and_new_requests_are_refused(
         client.say(synth("r2"))
         error = client.hear(wire.Error)
         assert (error.request_id, error.code, error.retryable) == ("r2", "unavailable", True)
+        assert error.retry_after_ms > 0
+        client.say(wire.EndAck("r2"))
         assert listen_to(client, crew.speak("r1", 3))
         redis_server.start()
         wait_for(lambda: running.app.health()[0], client)

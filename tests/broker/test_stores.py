@@ -2,68 +2,21 @@
 
 from __future__ import annotations
 
-import queue
 import time
-from collections.abc import Iterator
 
 import msgpack
 import pytest
 
-from lighttts.broker.instructions import AppendTokens, DeleteRequest, SaveEncoded, SaveRequest, SaveState, Write
+from lighttts.broker.instructions import AppendTokens, DeleteRequest, SaveRequest, SaveState
 from lighttts.broker.keys import keys_of
 from lighttts.broker.redis_store import RedisStore
-from lighttts.broker.state import MemoryStore, StoreEvents
-from lighttts.errors import ConfigError, LightTTSError, Unavailable
+from lighttts.broker.state import MemoryStore
+from lighttts.errors import ConfigError, Unavailable
 from tests.broker.conftest import RedisServer
 from tests.broker.harness import CLIENT, encoded, raw, synth, tokens
+from tests.broker.stores import QUICK, WAIT_S, Told, open_store, record_of, write_safely
 
-WRITES: tuple[Write, ...] = (
-    SaveRequest("r1", CLIENT, raw(synth())),
-    SaveState("r1", "encoding"),
-    SaveEncoded("r1", raw(encoded("r1", 1))),
-    AppendTokens("r1", 0, raw(tokens("r1", 2, 0))),
-    AppendTokens("r1", 1, raw(tokens("r1", 2, 1, last=True))),
-    SaveState("r1", "decoding"),
-)
-WAIT_S = 20.0
-
-
-class Told:
-    """What the store tells, as queues to wait on."""
-
-    def __init__(self) -> None:
-        self.stored: queue.Queue[tuple[str, LightTTSError | None]] = queue.Queue()
-        self.changed: queue.Queue[str] = queue.Queue()
-        self.crashed: queue.Queue[BaseException] = queue.Queue()
-        self.events = StoreEvents(
-            lambda request_id, error: self.stored.put((request_id, error)), self.changed.put, self.crashed.put
-        )
-
-
-@pytest.fixture
-def told() -> Iterator[Told]:
-    """Checks at the end that the store's thread has not died."""
-    told = Told()
-    yield told
-    assert told.crashed.empty()
-
-
-@pytest.fixture
-def store(redis_server: RedisServer, told: Told) -> Iterator[RedisStore]:
-    """A store on a real Redis."""
-    store = RedisStore(redis_server.url, 3600.0, told.events)
-    yield store
-    store.close(1.0)
-
-
-def write_safely(store: RedisStore, told: Told, *writes: Write) -> None:
-    """Writes and waits until all of it is in Redis: a last record is only confirmed when those before it are."""
-    for write in writes:
-        store.write(write)
-    store.write(SaveRequest("last", b"", [b""]))
-    while (told.stored.get(timeout=WAIT_S)) != ("last", None):
-        pass
-    store.write(DeleteRequest("last"))
+WRITES = record_of("r1")
 
 
 def test_memory_keeps_a_request_until_it_is_deleted() -> None:
@@ -123,7 +76,8 @@ def test_a_record_is_confirmed_when_redis_has_it(redis_server: RedisServer, stor
 
 
 def test_what_is_queued_is_written_before_the_store_closes(redis_server: RedisServer, told: Told) -> None:
-    store = RedisStore(redis_server.url, 3600.0, told.events)
+    store = open_store(redis_server.url, told)
+    store.write(WRITES[0])
     for seq in range(2000):
         store.write(AppendTokens("r1", seq, [b"frames"]))
     store.close(WAIT_S)
@@ -131,18 +85,18 @@ def test_what_is_queued_is_written_before_the_store_closes(redis_server: RedisSe
         assert look.hlen(keys_of("r1").tokens) == 2000
 
 
-def test_a_redis_that_goes_away_is_reported_and_loses_no_write_of_a_live_request(
+def test_a_redis_that_fails_for_a_while_is_reported_and_loses_no_write_of_a_live_request(
     redis_server: RedisServer, store: RedisStore, told: Told
 ) -> None:
     write_safely(store, told, *WRITES[:2])
-    redis_server.kill()
-    store.write(AppendTokens("r1", 0, [b"first"]))
-    assert str(redis_server.path) in told.changed.get(timeout=WAIT_S)
-    store.write(AppendTokens("r1", 1, [b"second"]))
-    redis_server.start()
-    assert told.changed.get(timeout=WAIT_S) == ""
-    write_safely(store, told)
     with redis_server.client() as look:
+        look.config_set("min-replicas-to-write", 1)
+        store.write(AppendTokens("r1", 0, [b"first"]))
+        assert str(redis_server.path) in told.changed.get(timeout=WAIT_S)
+        store.write(AppendTokens("r1", 1, [b"second"]))
+        look.config_set("min-replicas-to-write", 0)
+        assert told.changed.get(timeout=WAIT_S) == ""
+        write_safely(store, told)
         log = look.hgetall(keys_of("r1").tokens)
     assert log == {b"0": msgpack.packb([b"first"]), b"1": msgpack.packb([b"second"])}
 
@@ -159,6 +113,7 @@ def test_new_requests_learn_at_once_that_their_record_is_not_safe(
     redis_server.start()
     told.changed.get(timeout=WAIT_S)
     assert told.changed.get(timeout=WAIT_S) == ""
+    store.close(WAIT_S)
     with redis_server.client() as look:
         assert look.keys("*") == []
 
@@ -167,7 +122,7 @@ def test_a_request_that_comes_while_redis_is_away_is_not_kept_waiting(
     redis_server: RedisServer, store: RedisStore, told: Told
 ) -> None:
     redis_server.kill()
-    store.write(SaveState("r1", "encoding"))
+    store.renew()
     told.changed.get(timeout=WAIT_S)
     store.write(SaveRequest("late", CLIENT, [b"m"]))
     request_id, error = told.stored.get(timeout=WAIT_S)
@@ -188,23 +143,19 @@ def test_a_redis_that_refuses_writes_is_a_failing_store(
 
 
 def test_a_full_queue_gives_up_one_requests_record_and_keeps_the_others(redis_server: RedisServer, told: Told) -> None:
-    store = RedisStore(redis_server.url, 3600.0, told.events, most_writes=6)
+    store = open_store(redis_server.url, told, QUICK._replace(writes=6))
     write_safely(store, told, SaveRequest("big", CLIENT, [b"m"]), SaveRequest("small", CLIENT, [b"m"]))
-    redis_server.kill()
-    store.write(SaveState("small", "failed once"))
-    told.changed.get(timeout=WAIT_S)
-    for seq in range(10):
-        store.write(AppendTokens("big", seq, [b"frames"]))
-    store.write(SaveRequest("new", CLIENT, [b"m"]))
-    request_id, error = told.stored.get(timeout=WAIT_S)
-    assert request_id == "new"
-    assert isinstance(error, Unavailable)
-    redis_server.start()
-    assert told.changed.get(timeout=WAIT_S) == ""
-    write_safely(store, told, AppendTokens("big", 10, [b"frames"]))
     with redis_server.client() as look:
+        look.config_set("min-replicas-to-write", 1)
+        store.write(SaveState("small", "failed once"))
+        told.changed.get(timeout=WAIT_S)
+        for seq in range(10):
+            store.write(AppendTokens("big", seq, [b"frames"]))
+        look.config_set("min-replicas-to-write", 0)
+        assert told.changed.get(timeout=WAIT_S) == ""
+        write_safely(store, told, AppendTokens("big", 10, [b"frames"]))
         assert not look.exists(*keys_of("big"))
-        assert look.exists(keys_of("small").request)
+        assert look.hget(keys_of("small").request, "state") == b"failed once"
         write_safely(store, told, DeleteRequest("big"), SaveRequest("big", CLIENT, [b"of another request"]))
         assert look.exists(keys_of("big").request)
     store.close(WAIT_S)
@@ -214,22 +165,22 @@ def test_a_store_that_closes_while_redis_is_away_does_not_wait_for_ever(
     redis_server: RedisServer, store: RedisStore, told: Told
 ) -> None:
     redis_server.kill()
-    store.write(SaveState("r1", "encoding"))
+    store.renew()
     told.changed.get(timeout=WAIT_S)
-    store.close(0.2)
+    store.close(0.1)
     assert not store._thread.is_alive()
 
 
 def test_an_unreachable_redis_is_one_sentence_that_says_what_to_do(told: Told) -> None:
     with pytest.raises(Unavailable, match=r"nowhere\.sock cannot be reached .*start it, or set broker.state"):
-        RedisStore("unix:///tmp/nowhere.sock", 1.0, told.events)
+        RedisStore("unix:///tmp/nowhere.sock", 1.0, "me", told.events)
 
 
 def test_a_redis_that_wants_a_password_is_a_matter_of_configuration(redis_server: RedisServer, told: Told) -> None:
     with redis_server.client() as look:
         look.config_set("requirepass", "secret")
         with pytest.raises(ConfigError, match="does not let the broker in") as caught:
-            RedisStore(f"unix://:wrong@{redis_server.path}", 1.0, told.events)
+            RedisStore(f"unix://:wrong@{redis_server.path}", 1.0, "me", told.events)
         assert "wrong" not in caught.value.text
         look.config_set("requirepass", "")
 
@@ -237,4 +188,4 @@ def test_a_redis_that_wants_a_password_is_a_matter_of_configuration(redis_server
 @pytest.mark.parametrize("url", ["redis://host:notaport/0", "redis://[::1/0", "redis://host/db?socket_timeout=soon"])
 def test_a_url_that_is_none_is_a_matter_of_configuration(url: str, told: Told) -> None:
     with pytest.raises(ConfigError, match="not a Redis address"):
-        RedisStore(url, 1.0, told.events)
+        RedisStore(url, 1.0, "me", told.events)

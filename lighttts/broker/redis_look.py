@@ -1,0 +1,105 @@
+"""Looks into Redis for what a broker finds there: records, damaged ones, and those whose owner has died."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from itertools import islice
+
+import redis
+
+from lighttts.broker.keys import EVERY_REQUEST, keys_of, lease_of, request_of
+from lighttts.broker.redis_faults import remedy
+from lighttts.broker.redis_records import Damaged, Outcome, Raw, Records, saved
+from lighttts.broker.state import Loaded
+from lighttts.errors import Unavailable
+
+SCANNED = 1000
+AT_ONCE = 64
+
+
+class Look:
+    """Every call waits for Redis, and raises `Unavailable` when it does not answer."""
+
+    def __init__(self, client: redis.Redis, records: Records, owner: str, where: str) -> None:
+        self._client = client
+        self._records = records
+        self._owner = owner
+        self._where = where
+
+    def load(self) -> Loaded:
+        """Every record. Damaged ones are removed, except those of brokers that live."""
+        loaded = Loaded({}, {})
+        with self._asking():
+            ids = iter(self._request_ids())
+            while some := [*islice(ids, AT_ONCE)]:
+                for request_id in some:
+                    self._load(request_id, loaded)
+        return loaded
+
+    def claim(self, request_id: str) -> bool:
+        """Makes a record this broker's, if nobody who lives owns it."""
+        with self._asking():
+            return self._records.claim(request_id) is Outcome.DONE
+
+    def orphans(self) -> list[str]:
+        """Ids of the records whose owner's lease has run out."""
+        with self._asking():
+            owners = self._owners()
+            others = sorted(set(owners.values()) - {self._owner})
+            alive = {self._owner}
+            for some in _chunks(others):
+                leases = self._client.mget([lease_of(owner) for owner in some])
+                alive |= {owner for owner, lease in zip(some, leases, strict=True) if lease is not None}
+        return [request_id for request_id, owner in owners.items() if owner not in alive]
+
+    def release(self) -> None:
+        """Gives the lease back, if Redis answers: else it runs out."""
+        with contextlib.suppress(redis.RedisError, OSError):
+            self._client.delete(lease_of(self._owner))
+
+    def _owners(self) -> dict[str, str]:
+        owners: dict[str, str] = {}
+        for some in _chunks(sorted(self._request_ids())):
+            with self._client.pipeline(transaction=False) as pipe:
+                for request_id in some:
+                    pipe.hget(keys_of(request_id).request, "owner")
+                answers = pipe.execute(raise_on_error=False)
+            named = zip(some, answers, strict=True)
+            owners |= {request_id: owner.decode() for request_id, owner in named if isinstance(owner, bytes)}
+        return owners
+
+    def _request_ids(self) -> set[str]:
+        keys = self._client.scan_iter(match=EVERY_REQUEST, count=SCANNED)
+        return {request_id for key in keys if (request_id := request_of(key)) is not None}
+
+    def _load(self, request_id: str, loaded: Loaded) -> None:
+        """Reads one record, at one moment."""
+        keys = keys_of(request_id)
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.hgetall(keys.request)
+            pipe.get(keys.encoded)
+            pipe.hgetall(keys.tokens)
+            request, encoded, tokens = pipe.execute(raise_on_error=False)
+        if not request and not encoded and not tokens:
+            return
+        try:
+            for answer in (request, encoded, tokens):
+                if isinstance(answer, redis.ResponseError):
+                    raise Damaged(str(answer))
+            loaded.requests[request_id] = saved(request_id, Raw(request, encoded, tokens))
+        except Damaged as error:
+            self._records.discard(request_id)
+            loaded.damaged[request_id] = str(error)
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except (redis.RedisError, OSError) as error:
+            raise Unavailable(f"Redis at {self._where} fails ({error}): {remedy(error)}") from error
+
+
+def _chunks(items: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(items), AT_ONCE):
+        yield items[start : start + AT_ONCE]
