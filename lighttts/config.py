@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lighttts.errors import ConfigError
 
@@ -30,6 +30,11 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 def _found(directory: Path) -> Path:
     """A relative path means the working directory, or else the checkout this package runs from."""
     return CHECKOUT / directory if not directory.exists() and (CHECKOUT / directory).exists() else directory
+
+
+def _octal(mode: object) -> object:
+    """YAML reads an unquoted 0600 as a number."""
+    return f"{mode:04o}" if isinstance(mode, int) else mode
 
 
 class _Section(BaseModel):
@@ -57,6 +62,14 @@ class BrokerConfig(_Section):
     heartbeat_s: Annotated[float, Field(gt=0)] = 1.0
     expiry_s: Annotated[float, Field(gt=0)] = 5.0
     metrics_port: Port | None = 9570
+
+
+class SecurityConfig(_Section):
+    """Who may connect."""
+
+    keys: Path | None = None
+    ipc_mode: Annotated[Literal["0600", "0660"], BeforeValidator(_octal)] = "0600"
+    allow_plain: bool = False
 
 
 class ModelConfig(_Section):
@@ -106,6 +119,7 @@ class Config(_Section):
     """The whole configuration."""
 
     broker: BrokerConfig = BrokerConfig()
+    security: SecurityConfig = SecurityConfig()
     model: ModelConfig = ModelConfig()
     encode: EncodeConfig = EncodeConfig()
     llm: LLMConfig = LLMConfig()

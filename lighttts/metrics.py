@@ -67,6 +67,9 @@ records_given_up = Counter(
     "Live requests that go on without a record (full: too much waits; lost: Redis has lost a part of it)",
     ["why"],
 )
+connections_refused = Counter(
+    "light_tts_connections_refused_total", "Connections that no allowed key opened (socket: clients, ...)", ["socket"]
+)
 workers_connected = Gauge("light_tts_workers", "Workers registered with the broker", ["stage"])
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from lighttts import metrics
 from lighttts.broker.core import Core
+from lighttts.broker.door import Door
 from lighttts.broker.executor import SERVICE, Executor
 from lighttts.broker.outbox import Channel
 from lighttts.broker.redis_store import Limits, RedisStore
@@ -18,7 +19,9 @@ from lighttts.config import BrokerConfig
 from lighttts.errors import InternalError, LightTTSError
 from lighttts.logs import get_logger
 from lighttts.notify import notify, watchdog_interval
+from lighttts.transport.keyfiles import KeyFolder
 from lighttts.transport.reactor import Reactor
+from lighttts.transport.security import Domain, Guard, Refusal
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import Link, Sockets
 
@@ -41,9 +44,9 @@ class Endpoints(NamedTuple):
 
 
 class App:
-    """One broker. Listens from the start, serves while `run` runs.
+    """One broker. Listens from the start, serves while `run` runs. With `keys` its tcp sockets take only allowed keys.
 
-    Raises `ConfigError` when an endpoint or the metrics port cannot be used, `Unavailable` when Redis does not answer.
+    Raises `ConfigError` when an endpoint, key or metrics port cannot be used, `Unavailable` when Redis does not answer.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class App:
         settings: BrokerConfig,
         *,
         options: SocketOptions | None = None,
+        keys: KeyFolder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -63,7 +67,9 @@ class App:
         self._store_problem = ""
         self._closed = False
         self._name = f"{socket.gethostname()[:64]}-{os.getpid()}"
-        self._sockets = Sockets(options)
+        self._keys = keys
+        self._door = Door(clock)
+        self._sockets = Sockets(options, Guard(keys, self._refused) if keys else None)
         self._store: StateStore | None = None
         self._health: metrics.HealthServer | None = None
         try:
@@ -75,15 +81,18 @@ class App:
     def _open(self) -> None:
         settings = self._settings
         self._store = store = self._open_store()
-        self._clients = self._sockets.router(settings.clients)
-        self._workers = self._sockets.router(settings.workers)
-        results = self._sockets.pull(settings.results)
+        self._clients = self._sockets.router(settings.clients, Domain.CLIENTS)
+        self._workers = self._sockets.router(settings.workers, Domain.WORKERS)
+        results = self._sockets.pull(settings.results, Domain.RESULTS)
         self.endpoints = Endpoints(self._clients.endpoint, self._workers.endpoint, results.endpoint)
         if settings.metrics_port is not None:
             self._health = metrics.HealthServer(settings.metrics_port, self.health)
         self._core = core = Core(settings, name=self._name, store=store.name, durable=store.durable, now=self._clock())
         self._executor = Executor(core, self._clients, self._workers, store, self._clock)
         self._listen(results)
+
+    def _refused(self, refusal: Refusal) -> None:
+        self._reactor.post(lambda: self._door.refused(refusal))
 
     def _listen(self, results: Link) -> None:
         core, run, clock = self._core, self._executor.run, self._clock
@@ -125,6 +134,8 @@ class App:
     def run(self) -> None:
         """Serves until told to end. Raises what went wrong if a defect ends it."""
         self._log.info("ready", **self.endpoints._asdict(), metrics_port=self.metrics_port)
+        if not self._keys:
+            self._door.warn_if_open(self.endpoints)
         notify("READY=1")
         self._reactor.run()
         if self._crash:

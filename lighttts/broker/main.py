@@ -8,11 +8,15 @@ import sys
 from lighttts.broker.app import App
 from lighttts.config import Config
 from lighttts.daemon import run_daemon
+from lighttts.transport.keyfiles import KeyFolder
+from lighttts.transport.sockets import SocketOptions
 
 
 def serve(config: Config) -> int:
     """Runs the broker until SIGTERM or SIGINT; the first lets requests in flight finish, the second does not."""
-    app = App(config.broker)
+    security = config.security
+    options = SocketOptions(ipc_mode=int(security.ipc_mode, 8), allow_plain=security.allow_plain)
+    app = App(config.broker, options=options, keys=KeyFolder(security.keys) if security.keys else None)
     try:
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: app.terminate())

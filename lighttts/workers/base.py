@@ -16,6 +16,7 @@ from lighttts.logs import get_logger
 from lighttts.notify import notify, watchdog_interval
 from lighttts.transport import wire
 from lighttts.transport.reactor import Reactor
+from lighttts.transport.security import Proof
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import Sockets
 from lighttts.transport.watch import Connection, connection_event
@@ -39,8 +40,8 @@ _SHORTEST_BEAT = 0.01
 class Worker:
     """One worker's life, from `run` to the exit code it returns.
 
-    `workers` and `results` are the broker's endpoints; `observe` is called at every beat to update gauges of the stage.
-    Raises `ConfigError` on a malformed endpoint.
+    `workers` and `results` are the broker's endpoints, `proof` what to prove there if they are tcp; `observe` is called
+    at every beat to update gauges of the stage. Raises `ConfigError` on a malformed endpoint or without a usable key.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Worker:
         *,
         workers: str,
         results: str,
+        proof: Proof | None = None,
         observe: Callable[[], None] = lambda: None,
     ) -> None:
         self._stage = stage
@@ -57,7 +59,7 @@ class Worker:
         self._endpoint = workers
         self._report = Report(stage, observe)
         self._log = get_logger(stage=stage.name, worker=boot.worker)
-        self._sockets = Sockets(SocketOptions(high_water_mark=HIGH_WATER_MARK))
+        self._sockets = Sockets(SocketOptions(high_water_mark=HIGH_WATER_MARK), proof)
         self._reactor = Reactor()
         try:
             self._line = self._connect(workers)

@@ -11,6 +11,8 @@ from lighttts.config import Config
 from lighttts.errors import InternalError
 from lighttts.logs import get_logger
 from lighttts.metrics import HealthServer
+from lighttts.transport.keyfiles import KeyFolder, Role
+from lighttts.transport.security import Proof
 from lighttts.workers.base import Worker
 from lighttts.workers.stage import Boot, Stage
 
@@ -20,10 +22,13 @@ def serve(
 ) -> int:
     """Runs the worker in the main thread until a signal ends it; returns the exit code.
 
-    SIGTERM drains, a second one or SIGINT ends at once. Raises `ConfigError` on an unusable endpoint or port.
+    SIGTERM drains, a second one or SIGINT ends at once. Raises `ConfigError` on an unusable endpoint, key or
+    port.
     """
     log = get_logger(stage=stage.name, worker=boot.worker)
-    worker = Worker(stage, boot, workers=config.broker.workers, results=config.broker.results, observe=observe)
+    broker, keys = config.broker, config.security.keys
+    proof = Proof(KeyFolder(keys), Role.WORKER) if keys else None
+    worker = Worker(stage, boot, workers=broker.workers, results=broker.results, proof=proof, observe=observe)
     signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
     signal.signal(signal.SIGINT, lambda *_: worker.stop())
     health = None if metrics_port is None else HealthServer(metrics_port, worker.health)

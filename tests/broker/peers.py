@@ -12,6 +12,7 @@ import zmq
 from lighttts.broker.app import App
 from lighttts.config import BrokerConfig
 from lighttts.transport import wire
+from lighttts.transport.keyfiles import KeyFolder
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import Sockets
 from lighttts.transport.wire import Message
@@ -28,9 +29,11 @@ M = TypeVar("M", bound=Message)
 class RunningApp:
     """A broker whose loop runs in a thread."""
 
-    def __init__(self, *, options: SocketOptions | None = None, **settings: object) -> None:
+    def __init__(
+        self, *, options: SocketOptions | None = None, keys: KeyFolder | None = None, **settings: object
+    ) -> None:
         where: dict[str, object] = {"clients": ANY, "workers": ANY, "results": ANY, "metrics_port": None}
-        self.app = App(BrokerConfig(**{**where, **settings}), options=options)  # type: ignore[arg-type]
+        self.app = App(BrokerConfig(**{**where, **settings}), options=options, keys=keys)  # type: ignore[arg-type]
         self.endpoints = self.app.endpoints
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run)

@@ -44,6 +44,20 @@ def test_a_relative_model_directory_is_also_looked_for_in_the_checkout(
     assert not here.is_absolute()
 
 
+@pytest.mark.parametrize(("written", "read"), [("0660", "0660"), ("'0660'", "0660"), ("0600", "0600")])
+def test_permissions_may_be_written_with_or_without_quotes(tmp_path: Path, written: str, read: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"security: {{ipc_mode: {written}}}\n")
+    assert load_config(path, environ={}).security.ipc_mode == read
+    assert load_config(overrides=[f"security.ipc_mode={written}"], environ={}).security.ipc_mode == read
+
+
+@pytest.mark.parametrize("mode", ["0666", "0777", "600", "yes"])
+def test_permissions_for_everybody_are_refused(mode: str) -> None:
+    with pytest.raises(ConfigError, match=r"security\.ipc_mode"):
+        load_config(overrides=[f"security.ipc_mode={mode}"], environ={})
+
+
 def test_null_switches_the_metrics_port_off() -> None:
     assert load_config(overrides=["llm.metrics_port=null"], environ={}).llm.metrics_port is None
 
