@@ -95,13 +95,41 @@ class _ZmqTransport:
 
 
 class Router(_ZmqTransport):
-    """A bound ROUTER: many peers, each addressed by its routing id. `peers`: those heard and not known to be gone."""
+    """A bound ROUTER: many peers, each addressed by its routing id. `peers`: those heard and not known to be gone.
+
+    `guarded`: its peers have proved a key.
+    """
 
     routed = True
 
-    def __init__(self, socket: zmq.Socket[bytes], endpoint: str, lock: IpcLock | None) -> None:
+    def __init__(
+        self, socket: zmq.Socket[bytes], endpoint: str, lock: IpcLock | None, *, guarded: bool = False
+    ) -> None:
         super().__init__(socket, endpoint, lock)
         self.peers: set[bytes] = set()
+        self._guarded = guarded
+        self._users: dict[bytes, str] = {}
+
+    def receive(self, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Yields (peer, frames) of at most `budget` waiting messages; never blocks."""
+        return self._receive_from_users(budget) if self._guarded else super().receive(budget)
+
+    def _receive_from_users(self, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
+        """As `receive`, and learns who each peer is, which only a frame that is not copied says."""
+        for _ in range(budget):
+            try:
+                first = self.socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            peer = first.bytes
+            if peer not in self._users:
+                self._users[peer] = str(first.get("User-Id"))
+            self._met(peer)
+            yield peer, self.socket.recv_multipart(zmq.NOBLOCK)
+
+    def user(self, peer: bytes) -> str:
+        """The name under which the key of `peer` is allowed; empty if it is not in `peers`, or needs no key."""
+        return self._users.get(peer, "")
 
     def _met(self, peer: bytes) -> None:
         self.peers.add(peer)
@@ -115,7 +143,7 @@ class Router(_ZmqTransport):
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self.peers.discard(target)
+            self.forget(target)
             return Delivery.GONE
         return Delivery.SENT
 
@@ -126,6 +154,7 @@ class Router(_ZmqTransport):
     def forget(self, peer: bytes) -> None:
         """Drops `peer` from the broadcast list."""
         self.peers.discard(peer)
+        self._users.pop(peer, None)
 
 
 class Link(_ZmqTransport):
@@ -167,7 +196,8 @@ class Sockets:
     def router(self, endpoint: str, domain: Domain | None = None) -> Router:
         """A ROUTER bound to `endpoint`, for those that `domain` admits. Raises `ConfigError`."""
         socket, bound, lock = self._bound(zmq.ROUTER, endpoint, domain)
-        return self._keep(Router(socket, bound, lock))
+        guarded = isinstance(self._security, Guard) and bound.startswith("tcp://")
+        return self._keep(Router(socket, bound, lock, guarded=guarded))
 
     def pull(self, endpoint: str, domain: Domain | None = None) -> Link:
         """A PULL bound to `endpoint`, for those that `domain` admits. Raises `ConfigError`."""
