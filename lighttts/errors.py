@@ -71,6 +71,13 @@ class Unavailable(LightTTSError):
     default_retryable = True
 
 
+class AccessDenied(LightTTSError):
+    """The broker does not let this client in: it has no key, one that is not allowed, or another broker's."""
+
+    code = "access_denied"
+    exit_code = 77
+
+
 class DeadlineExceeded(LightTTSError):
     """The request's deadline or the caller's timeout passed before it was complete."""
 
@@ -135,6 +142,7 @@ BY_CODE: dict[str, type[LightTTSError]] = {
         Overloaded,
         NoWorker,
         Unavailable,
+        AccessDenied,
         DeadlineExceeded,
         Cancelled,
         SlowClient,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from os import PathLike
+from pathlib import Path
 from typing import TypeVar
 
 from lighttts.client.events import Answered, Chunk, Event, Failed
@@ -26,8 +28,16 @@ class AsyncClient:
             await play(chunk)
     """
 
-    def __init__(self, broker: str = DEFAULT_BROKER, *, timeout: float = 60.0, connect_timeout: float = 5.0) -> None:
-        self._loop = ClientLoop(broker, Timeouts(connect=connect_timeout, chunk=timeout))
+    def __init__(
+        self,
+        broker: str = DEFAULT_BROKER,
+        *,
+        keys: str | PathLike[str] | None = None,
+        timeout: float = 60.0,
+        connect_timeout: float = 5.0,
+    ) -> None:
+        timeouts = Timeouts(connect=connect_timeout, chunk=timeout)
+        self._loop = ClientLoop(broker, timeouts, Path(keys) if keys is not None else None)
         self._loop.close_with(self)
 
     def synthesize(

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from lighttts import __version__
@@ -21,8 +22,10 @@ from lighttts.client.retry import Budget
 from lighttts.client.session import Session
 from lighttts.client.stream import Timeouts
 from lighttts.errors import Cancelled, InternalError, InvalidInput, LightTTSError, Unavailable
+from lighttts.transport.keyfiles import KeyFolder, Role
 from lighttts.transport.reactor import Reactor
 from lighttts.transport.schema import Buffer
+from lighttts.transport.security import Proof
 from lighttts.transport.transport import NO_TARGET, Delivery, Sockets
 from lighttts.transport.watch import Connection, connection_event
 from lighttts.transport.wire import GetStatus, Hello, ListVoices, Synth, encode
@@ -40,17 +43,18 @@ class Sink(Protocol):
 class ClientLoop:
     """The connection of one client to the broker at `endpoint`. All methods may be called from any thread.
 
-    Raises `ConfigError` when `endpoint` is not an address.
+    `keys` is the folder with the client's key and the broker's, for tcp. Raises `ConfigError` when `endpoint` is not an
+    address or a key cannot be used.
     """
 
-    def __init__(self, endpoint: str, timeouts: Timeouts) -> None:
+    def __init__(self, endpoint: str, timeouts: Timeouts, keys: Path | None = None) -> None:
         hello = Hello(client=f"{socket.gethostname()[:64]}:{os.getpid()}", software=f"lighttts-client/{__version__}")
         self._session = Session(endpoint, timeouts, hello)
         self._attempts = Attempts(self._session, Budget(time.monotonic()))
         self._sinks: dict[Key, Sink] = {}
         self._outbox: deque[list[Buffer]] = deque()
         self._pid = os.getpid()
-        self._sockets = Sockets()
+        self._sockets = Sockets(security=Proof(KeyFolder(keys), Role.CLIENT) if keys else None)
         try:
             self._link, self._watch = self._sockets.watched_dealer(endpoint)
         except BaseException:
@@ -151,8 +155,12 @@ class ClientLoop:
         self._session.received(frames, time.monotonic())
 
     def _connection_changed(self, peer: bytes, frames: list[bytes]) -> None:
-        if connection_event(frames) is Connection.MADE:
+        change = connection_event(frames)
+        if change is Connection.MADE:
             self._session.connected(time.monotonic())
+            return
+        if change is Connection.REFUSED:
+            self._session.absence.refused(time.monotonic())
             return
         for _, last in self._link.receive(self._link.socket.rcvhwm):
             self._session.received(last, time.monotonic())

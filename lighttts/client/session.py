@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lighttts.client.absence import Absence
 from lighttts.client.events import Answered, Deliver, Failed, Instruction, Send
 from lighttts.client.stream import KNOWN_TO_BROKER, Phase, Stream, Timeouts, error_of
 from lighttts.errors import Cancelled, LightTTSError, NoWorker, ProtocolError, Unavailable
@@ -60,6 +61,7 @@ class Session:
 
     def __init__(self, endpoint: str, timeouts: Timeouts, hello: Hello) -> None:
         self._endpoint = endpoint
+        self.absence = Absence(endpoint)
         self._timeouts = timeouts
         self._hello = hello
         self._link = Link.OFFLINE
@@ -150,10 +152,8 @@ class Session:
     def _for_stream(self, message: Message, now: float) -> None:
         request_id = getattr(message, "request_id", None)
         if request_id is None:
-            name = type(message).__name__
-            self.fail_all(
-                ProtocolError(f"the broker at {self._endpoint} sent {name}, which no client understands"), now
-            )
+            text = f"the broker at {self._endpoint} sent {type(message).__name__}, which no client understands"
+            self.fail_all(ProtocolError(text), now)
             return
         stream = self._streams.get(request_id)
         if stream:
@@ -203,7 +203,7 @@ class Session:
         """Ends what has run out of time."""
         if now < self._due:
             return
-        no_broker = Unavailable(f"no broker answers at {self._endpoint}: start one with `lighttts-cli up`")
+        no_broker = self.absence.error(now)
         for stream in [*self._streams.values()]:
             stream.tick(now, no_broker)
             self._settle(stream)

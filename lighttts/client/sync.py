@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
 from typing import TypeVar
 
 from lighttts.client.events import Answered, Chunk, Event, Failed
@@ -29,11 +31,22 @@ class Client:
     connection is made in the background: an absent broker is reported by the first call that needs it.
     A client does not survive a fork: start processes with `spawn` and make a client in each.
 
-    Raises `ConfigError` when `broker` is not an address.
+    `keys`: a folder with the key of a client and the public key of the broker (see docs/security.md); the connection is
+    then encrypted, and only this broker is spoken to. Over ipc no key is needed.
+
+    Raises `ConfigError` when `broker` is not an address or a key cannot be used.
     """
 
-    def __init__(self, broker: str = DEFAULT_BROKER, *, timeout: float = 60.0, connect_timeout: float = 5.0) -> None:
-        self._loop = ClientLoop(broker, Timeouts(connect=connect_timeout, chunk=timeout))
+    def __init__(
+        self,
+        broker: str = DEFAULT_BROKER,
+        *,
+        keys: str | PathLike[str] | None = None,
+        timeout: float = 60.0,
+        connect_timeout: float = 5.0,
+    ) -> None:
+        timeouts = Timeouts(connect=connect_timeout, chunk=timeout)
+        self._loop = ClientLoop(broker, timeouts, Path(keys) if keys is not None else None)
         self._loop.close_with(self)
 
     def synthesize(

@@ -6,6 +6,8 @@ libzmq reconnects in silence and forgets what was in flight; a client that waits
 from __future__ import annotations
 
 import enum
+import functools
+import operator
 import struct
 from collections.abc import Sequence
 
@@ -14,7 +16,11 @@ import zmq
 from lighttts.errors import ProtocolError
 from lighttts.transport.schema import Buffer
 
-WATCHED_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_REFUSALS = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+)
 _EVENT = struct.Struct("=HI")
 
 
@@ -22,10 +28,17 @@ class Connection(enum.Enum):
     """What became of a connection."""
 
     MADE = enum.auto()
+    REFUSED = enum.auto()
+    """Somebody is there but does not take our key, is not who we expect or speaks another language; `LOST` follows."""
     LOST = enum.auto()
 
 
-_MEANING = {zmq.EVENT_HANDSHAKE_SUCCEEDED: Connection.MADE, zmq.EVENT_DISCONNECTED: Connection.LOST}
+_MEANING = {
+    zmq.EVENT_HANDSHAKE_SUCCEEDED: Connection.MADE,
+    zmq.EVENT_DISCONNECTED: Connection.LOST,
+    **dict.fromkeys(_REFUSALS, Connection.REFUSED),
+}
+WATCHED_EVENTS = functools.reduce(operator.or_, _MEANING)
 
 
 def connection_event(frames: Sequence[Buffer]) -> Connection:

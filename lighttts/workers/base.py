@@ -245,10 +245,14 @@ class Worker:
 
     def _connection(self, _peer: bytes, frames: list[bytes]) -> None:
         """A new connection may bring a new broker, and a lost one may have taken messages with it."""
-        if connection_event(frames) is Connection.MADE:
-            self._line.flush()
-        else:
-            self._on(Event.SILENCE)
+        match connection_event(frames):
+            case Connection.MADE:
+                self._line.flush()
+            case Connection.LOST:
+                self._on(Event.SILENCE)
+            case Connection.REFUSED:
+                text = "the broker does not let this worker in: see `lighttts-cli keys list` there"
+                self._log.warning(text, endpoint=self._endpoint)
 
     # ---- from the broker -----------------------------------------------------------------------------------------
 

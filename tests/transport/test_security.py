@@ -133,7 +133,7 @@ def test_the_broker_s_own_key_is_nobody_else_s(broker: Broker, keys: Keyring) ->
 def test_a_plain_client_gets_nothing_in_while_others_go_on(broker: Broker, keys: Keyring) -> None:
     with Sockets(IMPATIENT) as plain:
         link, watch = plain.watched_dealer(broker.endpoint(Domain.CLIENTS))
-        assert events(watch, 1) == [Connection.LOST]
+        assert events(watch, 2) == [Connection.REFUSED, Connection.LOST]
         assert not link.socket.poll(0, zmq.POLLOUT)
         assert broker.admits(keys.admitted(Role.CLIENT, "alice"), Domain.CLIENTS)
     assert not broker.doors[Domain.CLIENTS].socket.poll(0, zmq.POLLIN)
@@ -144,7 +144,7 @@ def test_a_broker_with_another_key_is_not_spoken_to(broker: Broker, keys: Keyrin
     alice.folder.store_broker_key(new_pair().public, replace=True)
     with Sockets(IMPATIENT, alice) as others:
         link, watch = others.watched_dealer(broker.endpoint(Domain.CLIENTS))
-        assert events(watch, 2) == [Connection.LOST] * 2
+        assert events(watch, 4) == [Connection.REFUSED, Connection.LOST] * 2
         assert not link.socket.poll(0, zmq.POLLOUT)
     assert broker.refusals.empty()
 
@@ -152,8 +152,14 @@ def test_a_broker_with_another_key_is_not_spoken_to(broker: Broker, keys: Keyrin
 def test_a_plain_broker_is_not_spoken_to_by_who_has_keys(keys: Keyring) -> None:
     with Sockets() as plain, Sockets(IMPATIENT, keys.admitted(Role.CLIENT, "alice")) as others:
         link, watch = others.watched_dealer(plain.router(ANY_PORT).endpoint)
-        assert events(watch, 1) == [Connection.LOST]
+        assert events(watch, 2) == [Connection.REFUSED, Connection.LOST]
         assert not link.socket.poll(0, zmq.POLLOUT)
+
+
+def test_a_key_that_is_not_allowed_is_told_from_a_broker_that_is_not_there(broker: Broker, keys: Keyring) -> None:
+    with Sockets(IMPATIENT, keys.stranger(Role.CLIENT, "mallory")) as others:
+        _, watch = others.watched_dealer(broker.endpoint(Domain.CLIENTS))
+        assert events(watch, 2) == [Connection.REFUSED, Connection.LOST]
 
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
@@ -287,7 +293,7 @@ def test_a_socket_whose_gatekeeper_has_gone_admits_nobody(broker: Broker, keys: 
     broker.sockets._gatekeeper = None
     with Sockets(IMPATIENT, alice) as others:
         link, watch = others.watched_dealer(broker.endpoint(Domain.CLIENTS))
-        assert events(watch, 2) == [Connection.LOST] * 2
+        assert events(watch, 4) == [Connection.REFUSED, Connection.LOST] * 2
         assert not link.socket.poll(0, zmq.POLLOUT)
 
 
