@@ -89,8 +89,10 @@ class Records:
 
     def load_scripts(self) -> None:
         """Makes the scripts known to a Redis that has not got them. Raises `RedisError`, `OSError`."""
-        for script in (self._save, self._state, self._encoded, self._tokens, self._delete):
-            self._client.script_load(script.script)
+        with self._client.pipeline(transaction=False) as pipe:
+            for script in (self._save, self._state, self._encoded, self._tokens, self._delete):
+                pipe.script_load(script.script)
+            pipe.execute()
 
     def add(self, pipe: Pipeline, write: Write) -> None:
         """Adds one write to `pipe`; its answer there will be an `Outcome`."""

@@ -23,6 +23,7 @@ from lighttts.broker.backlog import Backlog
 from lighttts.broker.breaker import Breaker, BreakerState
 from lighttts.broker.instructions import DeleteRequest, SaveRequest, Write
 from lighttts.broker.redis_address import TIMEOUT_S, connect
+from lighttts.broker.redis_faults import remedy
 from lighttts.broker.redis_look import Look
 from lighttts.broker.redis_records import Outcome, Records
 from lighttts.broker.state import Loaded, StoreEvents
@@ -232,7 +233,7 @@ class RedisStore:
         now = time.monotonic()
         with self._condition:
             self._breaker.failed(now)
-            self._problem = f"Redis at {self._where}: {error}"
+            self._problem = f"Redis at {self._where} fails ({error}): {remedy(error)}"
             if self._breaker.state is BreakerState.CLOSED:
                 return batch, min(BACKOFF_S * 2 ** (self._breaker.failures - 1), LONGEST_BACKOFF_S)
             self._show()

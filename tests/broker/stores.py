@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import queue
 
+from prometheus_client import REGISTRY
+
 from lighttts.broker.instructions import AppendTokens, DeleteRequest, SaveEncoded, SaveRequest, SaveState, Write
 from lighttts.broker.redis_store import Limits, RedisStore
 from lighttts.broker.state import StoreEvents
@@ -25,6 +27,11 @@ def record_of(request_id: str) -> tuple[Write, ...]:
         AppendTokens(request_id, 1, raw(tokens(request_id, 2, 1, last=True))),
         SaveState(request_id, "decoding"),
     )
+
+
+def metric(name: str, **labels: str) -> float:
+    """A metric's value now."""
+    return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 class Told:
