@@ -87,12 +87,19 @@ class App:
         self.endpoints = Endpoints(self._clients.endpoint, self._workers.endpoint, results.endpoint)
         if settings.metrics_port is not None:
             self._health = metrics.HealthServer(settings.metrics_port, self.health)
-        self._core = core = Core(settings, name=self._name, store=store.name, durable=store.durable, now=self._clock())
+        self._core = core = Core(
+            settings, name=self._name, store=store.name, durable=store.durable, now=self._clock(), who=self._who
+        )
         self._executor = Executor(core, self._clients, self._workers, store, self._clock)
         self._listen(results)
 
     def _refused(self, refusal: Refusal) -> None:
         self._reactor.post(lambda: self._door.refused(refusal))
+
+    def _who(self, client: bytes) -> bytes:
+        """Connections that have proved the same key are one client."""
+        user = self._clients.user(client)
+        return b"key " + user.encode() if user else b"id " + client
 
     def _listen(self, results: Link) -> None:
         core, run, clock = self._core, self._executor.run, self._clock

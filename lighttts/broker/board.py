@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lighttts.broker.instructions import Step
 from lighttts.broker.outbox import Budget
 from lighttts.broker.pace import Pace
-from lighttts.broker.quota import Quotas
+from lighttts.broker.quota import Quotas, by_connection
 from lighttts.broker.refusals import Refusals
 from lighttts.broker.requests import RequestTable
 from lighttts.broker.workers import WorkerTable
@@ -23,6 +24,8 @@ OUTPUT_BYTES = 1 << 30
 class Board:
     """One broker's shared state. `name`: its own; `store`: kind of its state store; `started`: monotonic seconds.
 
+    `who`: what a client's routing id stands for where quotas are counted, see `quota`.
+
     `durable`: the state store answers when a new request's record is safe, and `Accepted` waits for that.
     """
 
@@ -31,6 +34,7 @@ class Board:
     store: str
     durable: bool
     started: float
+    who: Callable[[bytes], bytes] = by_connection
     step: Step = field(default_factory=Step)
     requests: RequestTable = field(default_factory=RequestTable)
     prompts: Budget = field(default_factory=lambda: Budget(PROMPT_BYTES))
@@ -46,5 +50,5 @@ class Board:
     def __post_init__(self) -> None:
         self.workers = WorkerTable(self.started)
         self.refusals = Refusals(self.step, self.started)
-        self.quotas = Quotas(self.settings.client_requests, self.settings.client_requests_per_minute)
+        self.quotas = Quotas(self.settings.client_requests, self.settings.client_requests_per_minute, self.who)
         self.pace = Pace(self.started)

@@ -6,6 +6,7 @@ waits, or fails because of what a peer sends: a message that makes no sense is a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from lighttts.broker.board import Board
@@ -15,6 +16,7 @@ from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings
 from lighttts.broker.instructions import DeleteRequest, Instruction, Reply
 from lighttts.broker.outbox import Channel, Outbox
+from lighttts.broker.quota import by_connection
 from lighttts.broker.results import Results
 from lighttts.config import BrokerConfig
 from lighttts.errors import DeadlineExceeded, LightTTSError, NoWorker, Unavailable
@@ -38,10 +40,22 @@ class Load(NamedTuple):
 
 
 class Core:
-    """All of the broker's knowledge. `durable`: the state store answers when a new request's record is safe."""
+    """All of the broker's knowledge. `durable`: the state store answers when a new request's record is safe.
 
-    def __init__(self, settings: BrokerConfig, *, name: str, store: str, durable: bool, now: float) -> None:
-        self._board = board = Board(settings, name, store, durable, now)
+    `who`: what a client's routing id stands for where quotas are counted.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerConfig,
+        *,
+        name: str,
+        store: str,
+        durable: bool,
+        now: float,
+        who: Callable[[bytes], bytes] = by_connection,
+    ) -> None:
+        self._board = board = Board(settings, name, store, durable, now, who)
         self._step = board.step
         dispatcher = Dispatcher(board)
         self._dispatcher = dispatcher
