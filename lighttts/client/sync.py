@@ -124,8 +124,8 @@ class Synthesis:
     """Speech on its way: an iterator of chunks (read-only arrays) in order, each exactly once.
 
     Leaving a `with`, `close`, and dropping it before its end cancel the request. At most a window of chunks waits here:
-    who does not read stops the broker, not the memory, and after `broker.slow_client_s` (a minute) gets `SlowClient`. For
-    one thread at a time.
+    who does not read stops the broker, not the memory, and gets `SlowClient` after `broker.slow_client_s` (a minute).
+    For one thread at a time.
     """
 
     def __init__(self, client: Client, loop: ClientLoop, synth: Synth, retries: int) -> None:
