@@ -146,6 +146,19 @@ def process(*command: str) -> Iterator[subprocess.Popen[str]]:
             started.kill()
 
 
+def tell(started: subprocess.Popen[str]) -> None:
+    """Writes a line to a process."""
+    assert started.stdin
+    started.stdin.write("now\n")
+    started.stdin.flush()
+
+
+def told(started: subprocess.Popen[str]) -> str:
+    """The next line that a process writes to stderr, without its end."""
+    assert started.stderr
+    return started.stderr.readline().rstrip("\n")
+
+
 @contextmanager
 def broker_process(*settings: str, limit: str = "") -> Iterator[subprocess.Popen[str]]:
     """A broker daemon that is ready to serve; `limit` is a shell command that sets limits for it."""
@@ -155,8 +168,7 @@ def broker_process(*settings: str, limit: str = "") -> Iterator[subprocess.Popen
         command = ["sh", "-c", f'{limit} && exec "$@"', "sh", *command]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as started:
         try:
-            assert started.stderr
-            assert json.loads(started.stderr.readline())["event"] == "ready"
+            assert json.loads(told(started))["event"] == "ready"
             yield started
         finally:
             started.kill()

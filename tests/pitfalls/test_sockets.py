@@ -17,7 +17,7 @@ from lighttts.transport.reactor import Reactor
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import NO_TARGET, Delivery, Sockets
 from tests.broker.peers import ANY, PATIENCE_MS, Peer, RunningApp
-from tests.pitfalls.rig import PATIENCE, broker_process, connected, process, receive
+from tests.pitfalls.rig import PATIENCE, broker_process, connected, process, receive, tell, told
 
 
 @pytest.fixture
@@ -68,15 +68,14 @@ def test_06_closing_loses_no_dying_message_and_does_not_wait_for_a_dead_peer_for
             push = connected(dying.push(pull.endpoint))
             assert all(push.send(NO_TARGET, [word]) is Delivery.SENT for word in last_words)
         assert [receive(pull)[1] for _ in last_words] == [[word] for word in last_words]
-    with process("-c", CLOSES_WITH_MESSAGES_FOR_THE_DEAF) as closing:
-        assert closing.stderr
-        assert closing.stdin
-        with process("-c", CONNECTED_BUT_DEAF, closing.stderr.readline().strip()) as deaf:
-            assert closing.stderr.readline() == "met\n"
-            deaf.send_signal(signal.SIGSTOP)
-            closing.stdin.write("close\n")
-            closing.stdin.flush()
-            assert closing.wait(PATIENCE) == 0
+    with (
+        process("-c", CLOSES_WITH_MESSAGES_FOR_THE_DEAF) as closing,
+        process("-c", CONNECTED_BUT_DEAF, told(closing)) as deaf,
+    ):
+        assert told(closing) == "met"
+        deaf.send_signal(signal.SIGSTOP)
+        tell(closing)
+        assert closing.wait(PATIENCE) == 0
 
 
 def test_08_a_second_bind_of_an_ipc_path_fails_clearly_and_steals_nothing(tmp_path: Path, sockets: Sockets) -> None:
@@ -102,8 +101,7 @@ signal.pause()
 def test_09_an_ipc_path_has_its_own_permissions_survives_its_holder_and_has_a_length_that_fits(tmp_path: Path) -> None:
     path = tmp_path / "e"
     with process("-c", BINDS, f"ipc://{path}") as holder:
-        assert holder.stderr
-        assert holder.stderr.readline() == "bound\n"
+        assert told(holder) == "bound"
         holder.kill()
     assert path.exists()
     umask = os.umask(0)
