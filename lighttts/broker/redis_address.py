@@ -20,6 +20,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from lighttts.broker.redis_faults import cannot_enter, remedy
+from lighttts.broker.redis_probe import tls_mismatch
 from lighttts.errors import ConfigError, Unavailable
 
 TIMEOUT_S = 2.0
@@ -46,11 +47,13 @@ broker's own; `ssl_cert_reqs`: required or none; `ssl_check_hostname`: true or f
 
 
 class Redis(NamedTuple):
-    """A client that has not connected yet, and where it will, without a password."""
+    """A client that has not connected yet, and where it will, without a password; `address`: its host and port, if it
+    is at one."""
 
     client: redis.Redis
     where: str
     tls: bool
+    address: tuple[str, int] | None
 
 
 def redis_at(url: str) -> Redis:
@@ -69,19 +72,31 @@ def connect(url: str) -> Redis:
         there.client.ping()
     except (redis.RedisError, OSError) as error:
         there.client.close()
-        if cannot_enter(error):
-            text = f"Redis at {there.where} does not let the broker in ({error}): {remedy(error)}"
+        if wrong := misconfigured(there, error):
+            text = f"Redis at {there.where} does not let the broker in ({error}): {wrong}"
             raise ConfigError(text, field="broker.state") from error
         text = f"Redis at {there.where} cannot be reached ({error}): {remedy(error)}, or set broker.state to memory://"
         raise Unavailable(text) from error
     return there
 
 
+def misconfigured(there: Redis, error: Exception) -> str:
+    """What to correct in `broker.state` for `error` to go away; empty if the fault lies elsewhere. Asks there."""
+    if cannot_enter(error):
+        return remedy(error)
+    if there.address and isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return tls_mismatch(*there.address, tls=there.tls)
+    return ""
+
+
 def _direct(url: str) -> Redis:
     options = _options(url)
     tls = url.startswith("rediss:")
-    where = str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
-    return Redis(redis.Redis.from_url(url, **_defaults()), where, tls)
+    client = redis.Redis.from_url(url, **_defaults())
+    if path := options.get("path"):
+        return Redis(client, str(path), False, None)
+    host, port = str(options.get("host", "localhost")), int(str(options.get("port", 6379)))
+    return Redis(client, f"{host}:{port}", tls, (host, port))
 
 
 def _sentinel(scheme: str, rest: str) -> Redis:
@@ -104,7 +119,7 @@ def _sentinel(scheme: str, rest: str) -> Redis:
         sentinels, sentinel_kwargs={**kept, **own, "ssl": tls}, ssl=tls, **options
     )
     where = f"{service} of Sentinel {', '.join(f'{host}:{port}' for host, port in sentinels)}"
-    return Redis(sentinel.master_for(service), where, tls)  # type: ignore[no-untyped-call]
+    return Redis(sentinel.master_for(service), where, tls, None)  # type: ignore[no-untyped-call]
 
 
 def _host_port(text: str) -> tuple[str, int]:

@@ -9,8 +9,6 @@ ACL = "~lighttts:* +@read +@write +@connection +@transaction +@scripting -@dange
 """The rights the broker needs."""
 
 _BY_TEXT = (
-    ("WRONG_VERSION_NUMBER", "it does not speak TLS: write redis:// instead of rediss:// in broker.state"),
-    ("record layer failure", "it does not speak TLS: write redis:// instead of rediss:// in broker.state"),
     (
         "Hostname mismatch",
         "its certificate names another host: give that name in broker.state, or issue another certificate",
@@ -19,10 +17,6 @@ _BY_TEXT = (
     (
         "CERTIFICATE_VERIFY_FAILED",
         "its certificate is signed by nobody known here: add ?ssl_ca_certs=/path/ca.crt to broker.state",
-    ),
-    (
-        "CERTIFICATE_REQUIRED",
-        "it wants a certificate of the broker: add ssl_certfile=...&ssl_keyfile=... to broker.state",
     ),
     ("Permission denied", "let the broker's user open the socket: unixsocketperm 770 in redis.conf, and its group"),
     ("MISCONF", "it cannot write to its disk: see its log, or turn off stop-writes-on-bgsave-error"),
@@ -60,6 +54,5 @@ def cannot_enter(error: Exception) -> bool:
     """Whether the configuration, not the Redis, is to be mended for `error` to go away."""
     if isinstance(error, redis.exceptions.NoPermissionError | redis.AuthenticationError):
         return True
-    return isinstance(error, redis.ResponseError) or any(
-        word in str(error) for word in ("[SSL", "SSL: ", "Permission denied")
-    )
+    certificate = "CERTIFICATE_VERIFY_FAILED" in str(error)
+    return certificate or isinstance(error, redis.ResponseError) or "Permission denied" in str(error)

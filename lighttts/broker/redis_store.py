@@ -61,7 +61,8 @@ class RedisStore:
     def __init__(self, url: str, ttl: float, owner: str, events: StoreEvents, limits: Limits | None = None) -> None:
         self._events = events
         self._limits = limits = limits or Limits()
-        self._redis, self._where, _ = connect(url)
+        there = connect(url)
+        self._redis, self._where = there.client, there.where
         self._records = Records(self._redis, owner, ttl)
         self._look = Look(self._redis, self._records, owner, self._where)
         self._condition = threading.Condition()
