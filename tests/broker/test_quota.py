@@ -132,12 +132,12 @@ def test_who_comes_back_when_told_is_let_in(per_minute: int, pauses: list[float]
 
 
 def test_clients_that_ask_for_nothing_are_forgotten() -> None:
-    quotas = Quotas(1, 60)
-    quotas.charge(CLIENT, 0.0)
-    quotas.tick(0.5)
-    assert len(quotas) == 1
-    quotas.tick(1.0)
-    assert len(quotas) == 0
+    harness = Harness(client_requests_per_minute=60)
+    harness.say(synth())
+    harness.tick(0.5)
+    assert len(harness.core._board.quotas) == 1
+    harness.tick(0.5)
+    assert len(harness.core._board.quotas) == 0
 
 
 def test_a_flood_of_new_clients_does_not_fill_the_memory() -> None:

@@ -235,6 +235,16 @@ def test_a_broker_that_comes_back_serves_a_request_that_it_lost(tmp_path: Path) 
             assert len(synthesis.audio()) == 4 * 480
 
 
+def test_the_next_try_waits_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lighttts.client.retry.FIRST_S", 0.01)
+    monkeypatch.setattr("lighttts.client.session.PING_AFTER", 1e6)
+    script = {Synth: full_at_first(1)}
+    with FakeBroker(script=script) as broker, Client(broker.endpoint, timeout=1e6, connect_timeout=1e6) as client:
+        client.voices()
+        synthesis = client.synthesize("Hello.", voice="heart", retries=1)
+        assert broker.wait_for(Synth, 2).request_id == f"{synthesis.request_id}.1"
+
+
 @pytest.mark.parametrize("owner", ["client", "synthesis"])
 def test_closing_ends_who_waits_for_the_next_try(owner: str) -> None:
     script = {Synth: refuse("overloaded", "full", retryable=True, retry_after_ms=600_000)}

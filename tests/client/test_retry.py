@@ -260,6 +260,20 @@ def test_all_requests_of_a_client_share_one_budget() -> None:
     assert len(failed) == 10
 
 
+def test_requests_that_succeed_fill_the_budget_again() -> None:
+    bench = Bench()
+    for number in range(10):
+        bench.open(1, replace(SYNTH, request_id=f"q{number}"))
+    for number in range(10):
+        bench.receive(error(f"q{number}"))
+    assert not bench.events
+    for number in range(22):
+        bench.open(2, replace(SYNTH, request_id=f"s{number}"))
+    for number in range(22):
+        bench.receive(error(f"s{number}"))
+    assert len(bench.events) == 20
+
+
 @settings(max_examples=200)
 @given(
     retries=st.integers(0, 4),
