@@ -8,14 +8,16 @@ from itertools import islice
 
 import redis
 
+from lighttts.broker.instructions import AppendTokens, SaveEncoded, SaveRequest, SaveState
 from lighttts.broker.keys import EVERY_REQUEST, keys_of, lease_of, request_of
 from lighttts.broker.redis_faults import remedy
-from lighttts.broker.redis_records import Damaged, Outcome, Raw, Records, saved
+from lighttts.broker.redis_records import Damaged, Outcome, Raw, Records, is_wrong_type, saved
 from lighttts.broker.state import Loaded
 from lighttts.errors import Unavailable
 
 SCANNED = 1000
 AT_ONCE = 64
+REHEARSAL_S = 10.0
 
 
 class Look:
@@ -58,6 +60,27 @@ class Look:
         with contextlib.suppress(redis.RedisError, OSError):
             self._client.delete(lease_of(self._owner))
 
+    def rehearse(self) -> None:
+        """Does all that a broker does, with a record of its own, which it removes. Raises `RedisError`, `OSError`."""
+        request_id = self._owner
+        self._records.load_scripts()
+        with self._client.pipeline(transaction=False) as pipe:
+            self._records.add_lease(pipe, REHEARSAL_S)
+            for write in (
+                SaveRequest(request_id, b"", [b""]),
+                SaveState(request_id, "rehearsed"),
+                SaveEncoded(request_id, [b""]),
+                AppendTokens(request_id, 0, [b""]),
+            ):
+                self._records.add(pipe, write)
+            pipe.execute()
+        self._client.scan(match=EVERY_REQUEST, count=1)
+        self._client.mget([lease_of(self._owner)])
+        self._read(request_id)
+        self._records.claim(request_id)
+        self._records.discard(request_id)
+        self._client.delete(lease_of(self._owner))
+
     def _owners(self) -> dict[str, str]:
         owners: dict[str, str] = {}
         for some in _chunks(sorted(self._request_ids())):
@@ -73,21 +96,26 @@ class Look:
         keys = self._client.scan_iter(match=EVERY_REQUEST, count=SCANNED)
         return {request_id for key in keys if (request_id := request_of(key)) is not None}
 
-    def _load(self, request_id: str, loaded: Loaded) -> None:
-        """Reads one record, at one moment."""
+    def _read(self, request_id: str) -> Raw:
+        """A record as it is at one moment. Raises `Damaged` when a key is of another type."""
         keys = keys_of(request_id)
         with self._client.pipeline(transaction=True) as pipe:
             pipe.hgetall(keys.request)
             pipe.get(keys.encoded)
             pipe.hgetall(keys.tokens)
-            request, encoded, tokens = pipe.execute(raise_on_error=False)
-        if not request and not encoded and not tokens:
-            return
+            answers = pipe.execute(raise_on_error=False)
+        for answer in answers:
+            if is_wrong_type(answer):
+                raise Damaged(str(answer))
+            if isinstance(answer, Exception):
+                raise answer
+        return Raw(*answers)
+
+    def _load(self, request_id: str, loaded: Loaded) -> None:
         try:
-            for answer in (request, encoded, tokens):
-                if isinstance(answer, redis.ResponseError):
-                    raise Damaged(str(answer))
-            loaded.requests[request_id] = saved(request_id, Raw(request, encoded, tokens))
+            raw = self._read(request_id)
+            if any(raw):
+                loaded.requests[request_id] = saved(request_id, raw)
         except Damaged as error:
             self._records.discard(request_id)
             loaded.damaged[request_id] = str(error)

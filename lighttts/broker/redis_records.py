@@ -153,6 +153,11 @@ def saved(request_id: str, raw: Raw) -> Saved:
     return Saved(raw.request[b"client"], synth, state, encoded, log, received, owner)
 
 
+def is_wrong_type(answer: object) -> bool:
+    """Whether Redis answered that a key holds something of another type: somebody else wrote it."""
+    return isinstance(answer, redis.ResponseError) and "WRONGTYPE" in str(answer)
+
+
 def packed(frames: Frames) -> bytes:
     """A message as it is stored."""
     message: bytes = msgpack.packb([bytes(frame) for frame in frames])

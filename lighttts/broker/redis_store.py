@@ -25,7 +25,7 @@ from lighttts.broker.instructions import DeleteRequest, SaveRequest, Write
 from lighttts.broker.redis_address import TIMEOUT_S, connect
 from lighttts.broker.redis_faults import remedy
 from lighttts.broker.redis_look import Look
-from lighttts.broker.redis_records import Outcome, Records
+from lighttts.broker.redis_records import Outcome, Records, is_wrong_type
 from lighttts.broker.state import Loaded, StoreEvents
 from lighttts.errors import InvalidInput, Unavailable
 
@@ -270,8 +270,8 @@ def _taken(request_id: str) -> InvalidInput:
 
 
 def _outcome(answer: object) -> Outcome:
-    """What a script answered. Raises the error, unless it comes of that one record: somebody else wrote its key."""
-    if isinstance(answer, redis.ResponseError) and "WRONGTYPE" in str(answer):
+    """What a script answered. Raises the error, unless it comes of that one record."""
+    if is_wrong_type(answer):
         return Outcome.BROKEN
     if isinstance(answer, Exception):
         raise answer

@@ -125,17 +125,11 @@ def redis(config: Config) -> Iterator[Finding]:
     if url.startswith("memory:"):
         yield Finding(Level.OK, "state is kept in memory: requests end with the broker")
         return
-    import redis as client
-
-    shown = url.rpartition("@")[2] if "@" in url else url
     try:
-        with client.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=3) as connection:
-            connection.ping()
-    except (client.RedisError, OSError, ValueError) as error:
-        text = f"Redis at {shown} does not answer ({error})"
-        yield Finding(Level.PROBLEM, f"{text}: start it, or correct broker.state")
-    else:
-        yield Finding(Level.OK, f"Redis at {shown} answers")
+        from lighttts.cli.redis_check import findings
+    except ImportError:
+        return  # `packages` has told it
+    yield from findings(url)
 
 
 def ports(config: Config) -> Iterator[Finding]:
