@@ -10,6 +10,7 @@ import structlog
 
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import Sockets
+from tests.broker.conftest import RedisServer
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +19,15 @@ def quiet() -> Iterator[None]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A running Redis."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture

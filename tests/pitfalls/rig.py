@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,7 @@ import zmq
 from lighttts.transport import wire
 from lighttts.transport.transport import Link, Router, Sockets
 from tests.broker.harness import SAMPLE_RATE
-from tests.broker.peers import PATIENCE_MS, Peer, wait_for
+from tests.broker.peers import PATIENCE_MS, Peer
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = PATIENCE_MS / 1000
@@ -124,6 +125,14 @@ def status(client: Peer) -> wire.Status:
 def workers(client: Peer) -> list[str]:
     """The names of the workers the broker knows, sorted."""
     return sorted(row.worker for row in status(client).workers)
+
+
+def wait_for(condition: Callable[[], bool], client: Peer) -> None:
+    """Asks the broker for its status, which lets its loop turn, until `condition` holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for never happened"
+        status(client)
 
 
 def wait_until_known(client: Peer, *names: str) -> None:

@@ -14,9 +14,9 @@ from lighttts.transport import wire
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import Sockets
 from tests.broker.harness import synth
-from tests.broker.peers import Peer, RunningApp, wait_for
+from tests.broker.peers import Peer, RunningApp
 from tests.client.fake_broker import FakeBroker, accept_only, chunk_of, frame_of
-from tests.pitfalls.rig import PATIENCE, Crew, status
+from tests.pitfalls.rig import PATIENCE, Crew, status, wait_for
 
 
 def test_02_a_client_whose_queue_is_full_loses_nothing_and_delays_no_other(sockets: Sockets) -> None:

@@ -12,9 +12,9 @@ import pytest
 from lighttts.transport import wire
 from lighttts.transport.transport import Sockets
 from tests.broker.harness import synth
-from tests.broker.peers import Peer, RunningApp, wait_for
+from tests.broker.peers import Peer, RunningApp
 from tests.client.fake_broker import FakeBroker
-from tests.pitfalls.rig import PATIENCE, Hand, broker_process, process, tell, wait_until_known, workers
+from tests.pitfalls.rig import PATIENCE, Hand, broker_process, process, tell, wait_for, wait_until_known, workers
 from tests.workers.fakes import BOOT, Address, ScriptedStage, running
 
 ENDLESS = 100_000

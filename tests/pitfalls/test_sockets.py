@@ -13,11 +13,14 @@ import zmq
 
 from lighttts.errors import ConfigError
 from lighttts.transport import wire
+from lighttts.transport.keyfiles import Role
 from lighttts.transport.reactor import Reactor
 from lighttts.transport.sockets import SocketOptions
-from lighttts.transport.transport import NO_TARGET, Delivery, Sockets
+from lighttts.transport.transport import NO_TARGET, Delivery, Link, Sockets
+from lighttts.transport.watch import Connection, connection_event
 from tests.broker.peers import ANY, PATIENCE_MS, Peer, RunningApp
 from tests.pitfalls.rig import PATIENCE, broker_process, connected, process, receive, tell, told
+from tests.transport.keys import Keyring
 
 
 @pytest.fixture
@@ -120,6 +123,32 @@ def test_09_an_ipc_path_has_its_own_permissions_survives_its_holder_and_has_a_le
         for use in (sockets.router, sockets.dealer, sockets.push):
             with pytest.raises(ConfigError, match="1 to 107 bytes: choose a shorter one"):
                 use(f"ipc://{longest}x")
+
+
+def test_10_only_allowed_keys_get_in_and_they_change_without_a_restart(tmp_path: Path) -> None:
+    keys, options = Keyring(tmp_path), SocketOptions(linger_ms=0, handshake_ms=1000)
+    alice = keys.admitted(Role.CLIENT, "alice")
+    mallory = keys.stranger(Role.CLIENT, "mallory")
+    with RunningApp(keys=keys.broker) as broker, Sockets(options, alice) as hers, Sockets(options, mallory) as his:
+
+        def tried(sockets: Sockets) -> tuple[Connection, Link]:
+            """A new connection, and what becomes of it first."""
+            link, events = sockets.watched_dealer(broker.endpoints.clients)
+            return connection_event(receive(events)[1]), link
+
+        def served(link: Link) -> bool:
+            connected(link).send(NO_TARGET, wire.encode(wire.Hello("me", "test")))
+            return isinstance(wire.decode(receive(link)[1]), wire.Welcome)
+
+        made, link = tried(hers)
+        assert made is Connection.MADE
+        assert served(link)
+        made, link = tried(his)
+        assert made is Connection.REFUSED
+        keys.broker.allow(Role.CLIENT, "mallory", mallory.folder.pair(Role.CLIENT).public)
+        assert served(link)
+        keys.broker.forbid(Role.CLIENT, "alice")
+        assert tried(hers)[0] is Connection.REFUSED
 
 
 def test_12_nothing_is_queued_for_a_peer_that_is_not_there(tmp_path: Path, sockets: Sockets) -> None:
