@@ -39,10 +39,10 @@ class Look:
                     self._load(request_id, loaded)
         return loaded
 
-    def claim(self, request_id: str) -> bool:
-        """Makes a record this broker's, if nobody who lives owns it."""
+    def claim(self, request_id: str, lease_s: float) -> bool:
+        """Makes a record this broker's, with a lease of so many seconds, if nobody who lives owns it."""
         with self._asking():
-            return self._records.claim(request_id) is Outcome.DONE
+            return self._records.claim(request_id, lease_s) is Outcome.DONE
 
     def orphans(self) -> list[str]:
         """Ids of the records whose owner's lease has run out."""
@@ -77,7 +77,7 @@ class Look:
         self._client.scan(match=EVERY_REQUEST, count=1)
         self._client.mget([lease_of(self._owner)])
         self._read(request_id)
-        self._records.claim(request_id)
+        self._records.claim(request_id, REHEARSAL_S)
         self._records.discard(request_id)
         self._client.delete(lease_of(self._owner))
 

@@ -69,6 +69,7 @@ _CLAIM = f"""{_FIND_OWNER}
 if not owner then return 0 end
 if alive then return -1 end
 redis.call('HSET', KEYS[1], 'owner', ARGV[1])
+redis.call('SET', ARGV[3] .. ARGV[1], '', 'PX', ARGV[4])
 {_KEEP}"""
 
 
@@ -78,7 +79,7 @@ class Records:
     def __init__(self, client: redis.Redis, owner: str, ttl: float) -> None:
         self._client = client
         self._owner = owner
-        self._common = (owner, max(1, round(1000 * ttl)), LEASE)
+        self._common = (owner, _ms(ttl), LEASE)
         self._save = client.register_script(_SAVE)
         self._state = client.register_script(_STATE)
         self._encoded = client.register_script(_ENCODED)
@@ -110,11 +111,14 @@ class Records:
 
     def add_lease(self, pipe: Pipeline, seconds: float) -> None:
         """Adds to `pipe`: the broker lives, for so long at least."""
-        pipe.set(lease_of(self._owner), b"", px=max(1, round(1000 * seconds)))
+        pipe.set(lease_of(self._owner), b"", px=_ms(seconds))
 
-    def claim(self, request_id: str) -> Outcome:
-        """Makes a record this broker's unless it is there and its broker lives. Raises `RedisError`, `OSError`."""
-        return Outcome(int(self._claim(keys=keys_of(request_id), args=self._common)))
+    def claim(self, request_id: str, seconds: float) -> Outcome:
+        """Makes a record this broker's, with a lease of so many seconds, unless it is another's that lives.
+
+        Raises `RedisError`, `OSError`.
+        """
+        return Outcome(int(self._claim(keys=keys_of(request_id), args=[*self._common, _ms(seconds)])))
 
     def discard(self, request_id: str) -> Outcome:
         """Removes a record unless it is another's that lives. Raises `RedisError`, `OSError`."""
@@ -122,6 +126,10 @@ class Records:
 
     def _put(self, pipe: Pipeline, script: Script, write: Write, *values: bytes | str | int) -> None:
         pipe.evalsha(script.sha, 3, *keys_of(write.request_id), *self._common, *values)
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(1000 * seconds))
 
 
 class Damaged(Exception):

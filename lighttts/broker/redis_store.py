@@ -67,7 +67,7 @@ class RedisStore:
         self._look = Look(self._redis, self._records, owner, self._where)
         self._condition = threading.Condition()
         self._backlog = Backlog(limits.writes, limits.bytes)
-        self._renew = False
+        self._renew = True
         self._breaker = Breaker(limits.breaker_failures, limits.breaker_s)
         self._problem = ""
         self._well_from = 0.0
@@ -114,7 +114,7 @@ class RedisStore:
 
     def claim(self, request_id: str) -> bool:
         """Makes a stored request this broker's, unless its owner lives. Blocks. Raises `Unavailable`."""
-        claimed = self._look.claim(request_id)
+        claimed = self._look.claim(request_id, self._limits.lease_s)
         if claimed:
             with self._condition:
                 self._backlog.keep(request_id)

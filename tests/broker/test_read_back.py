@@ -105,7 +105,7 @@ def test_other_keys_in_the_same_redis_are_left_alone(redis_server: RedisServer, 
             look.set(name.encode(errors="surrogateescape"), "theirs")
         found = store.load()
         assert (found.requests, found.damaged) == ({}, {})
-        assert look.dbsize() == len(names)
+        assert all(look.exists(name.encode(errors="surrogateescape")) for name in names)
 
 
 @pytest.mark.parametrize("request_id", ["a}b{c", "ü \n*", "}:request", "x" * 64])
@@ -195,13 +195,17 @@ def test_no_content_of_a_record_does_worse_than_damage(
 
 
 def test_requests_of_a_broker_that_lives_are_no_orphans_and_cannot_be_claimed(
-    redis_server: RedisServer, store: RedisStore, told: Told, other: tuple[RedisStore, Told]
+    store: RedisStore, told: Told, other: tuple[RedisStore, Told]
 ) -> None:
-    live(store, redis_server, "me")
     write_safely(store, told, *record_of("r1"))
     assert other[0].orphans() == []
     assert not other[0].claim("r1")
     assert store.claim("r1")
+
+
+def test_a_broker_has_a_lease_from_the_start(redis_server: RedisServer, store: RedisStore) -> None:
+    with redis_server.client() as look:
+        wait_until(lambda: 0 < look.pttl(lease_of("me")) <= 1000 * QUICK.lease_s)
 
 
 def test_a_lease_runs_out_unless_it_is_renewed(
@@ -242,6 +246,7 @@ def test_a_former_owner_changes_nothing_any_more_and_learns_that_it_lost_the_req
     redis_server: RedisServer, store: RedisStore, told: Told, other: tuple[RedisStore, Told]
 ) -> None:
     write_safely(store, told, *record_of("r1"))
+    die(redis_server, "me")
     theirs, told_them = other
     assert theirs.claim("r1")
     live(theirs, redis_server, "other")
@@ -257,9 +262,10 @@ def test_a_former_owner_changes_nothing_any_more_and_learns_that_it_lost_the_req
 
 
 def test_a_deletion_by_a_former_owner_deletes_nothing(
-    store: RedisStore, told: Told, other: tuple[RedisStore, Told]
+    redis_server: RedisServer, store: RedisStore, told: Told, other: tuple[RedisStore, Told]
 ) -> None:
     write_safely(store, told, *record_of("r1"))
+    die(redis_server, "me")
     assert other[0].claim("r1")
     write_safely(store, told, DeleteRequest("r1"))
     assert "r1" in other[0].load().requests
@@ -281,10 +287,12 @@ def test_an_id_that_another_living_broker_uses_is_taken(
 
 
 def test_after_an_outage_living_brokers_have_time_to_renew_before_they_are_taken_for_dead(
-    redis_server: RedisServer, store: RedisStore, told: Told, other: tuple[RedisStore, Told]
+    redis_server: RedisServer, store: RedisStore, told: Told
 ) -> None:
     write_safely(store, told, *record_of("r1"))
-    theirs, told_them = other
+    told_them = Told()
+    theirs = open_store(redis_server.url, told_them, BRIEF._replace(breaker_s=0.5), owner="other")
+    die(redis_server, "me")
     with redis_server.client() as look:
         look.config_set("min-replicas-to-write", 1)
         theirs.renew()
@@ -294,6 +302,18 @@ def test_after_an_outage_living_brokers_have_time_to_renew_before_they_are_taken
     assert told_them.changed.get(timeout=WAIT_S) == ""
     assert theirs.orphans() == []
     wait_until(lambda: theirs.orphans() == ["r1"])
+    theirs.close(1.0)
+
+
+def test_a_claim_brings_a_lease_with_it(redis_server: RedisServer, store: RedisStore, told: Told) -> None:
+    write_safely(store, told, *record_of("r1"))
+    theirs = open_store(redis_server.url, Told(), owner="other")
+    live(theirs, redis_server, "other")
+    die(redis_server, "me")
+    die(redis_server, "other")
+    assert theirs.claim("r1")
+    assert not store.claim("r1")
+    theirs.close(1.0)
 
 
 def test_a_store_that_closes_gives_its_lease_back(redis_server: RedisServer, told: Told) -> None:
@@ -321,6 +341,7 @@ def test_any_write_keeps_all_of_a_record(redis_server: RedisServer, store: Redis
 def test_a_redis_that_does_not_answer_is_said_to_who_asks(
     redis_server: RedisServer, store: RedisStore, ask: object
 ) -> None:
+    live(store, redis_server, "me")
     redis_server.kill()
     with pytest.raises(Unavailable, match="start it"):
         ask(store)  # type: ignore[operator]
