@@ -59,8 +59,9 @@ class BrokerConfig(_Section):
     slow_client_s: Annotated[float, Field(gt=0)] = 60.0
     deadline_s: Annotated[float, Field(gt=0)] = 600.0
     no_worker_s: Annotated[float, Field(ge=0)] = 10.0
-    heartbeat_s: Annotated[float, Field(gt=0)] = 1.0
-    expiry_s: Annotated[float, Field(gt=0)] = 5.0
+    heartbeat_s: Annotated[float, Field(gt=0)] = 0.5
+    expiry_s: Annotated[float, Field(gt=0)] = 2.5
+    stall_s: Annotated[float, Field(gt=0)] = 2.5
     metrics_port: Port | None = 9570
 
 

@@ -108,6 +108,13 @@ class WorkerFailed(LightTTSError):
     default_retryable = True
 
 
+class Poison(LightTTSError):
+    """The request has ended the workers that computed it, one after another: it is not tried again."""
+
+    code = "poison"
+    exit_code = 70
+
+
 class ModelError(LightTTSError):
     """A model directory or file is missing, corrupt or of an unsupported kind."""
 
@@ -147,6 +154,7 @@ BY_CODE: dict[str, type[LightTTSError]] = {
         Cancelled,
         SlowClient,
         WorkerFailed,
+        Poison,
         ModelError,
         ConfigError,
         MissingDependency,

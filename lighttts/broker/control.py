@@ -1,4 +1,4 @@
-"""What workers say on their control connection, and what becomes of the requests of one that is lost."""
+"""What workers say on their control connection, and which of them are lost."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
-from lighttts.broker.endings import Endings, error_frames
+from lighttts.broker.endings import error_frames
 from lighttts.broker.instructions import Reply
 from lighttts.broker.outbox import Budget, Channel, Outbox
+from lighttts.broker.takeover import Takeover
 from lighttts.broker.workers import Worker, WorkerState
-from lighttts.errors import Overloaded, ProtocolError, WorkerFailed
+from lighttts.errors import Overloaded, ProtocolError
 from lighttts.transport.wire import (
     Alive,
     Bye,
@@ -19,6 +20,7 @@ from lighttts.transport.wire import (
     Grant,
     Heartbeat,
     Message,
+    Ping,
     Register,
     Registered,
     decode,
@@ -29,6 +31,10 @@ LEAVE_GRACE_S = 0.5
 """Seconds that results of a worker which has said `Bye` may still be on their way: they come by another connection."""
 BACKLOG_BYTES = 256 << 20
 """Most that waits for a worker that does not read, before it is given up."""
+STALL_FACTOR = {"encode": 4.0, "llm": 1.0, "decode": 1.0}
+"""A prompt is encoded in a few long steps, which tell of no progress within."""
+PROBE_BEATS = 1.2
+"""Missed heartbeats after which the broker looks whether a worker's connection stands."""
 LONGEST_TURN_S = 1.0
 """Seconds between two ticks above which this process, not its workers, was silent."""
 NAMESAKE_BEATS = 2.0
@@ -38,13 +44,13 @@ NAMESAKE_BEATS = 2.0
 class Control:
     """Registration, credit and liveness of workers."""
 
-    def __init__(self, board: Board, dispatcher: Dispatcher, endings: Endings) -> None:
+    def __init__(self, board: Board, dispatcher: Dispatcher, takeover: Takeover) -> None:
         self._board = board
         self._step = board.step
         self._settings = board.settings
         self._workers = board.workers
         self._dispatcher = dispatcher
-        self._endings = endings
+        self._takeover = takeover
         self._ticked = board.started
         self._handlers: dict[type[Message], Callable[..., None]] = {
             Grant: self._grant,
@@ -68,24 +74,21 @@ class Control:
             text = f"{type(message).__name__} is not a message of a worker"
             self._refuse(identity, "wrong_role", ProtocolError(f"{text}: clients connect to another address"))
 
-    def lose(self, worker: Worker, why: str, now: float) -> None:
-        """The worker is gone: every request it had in hand fails."""
-        # The one place that knows who is left without a worker. An attempt to go on elsewhere would begin here.
+    def lose(self, worker: Worker, why: str, now: float, *, died: bool) -> None:
+        """The worker is gone: others take over what it had in hand. `died`: of what, nobody knows."""
         self._workers.remove(worker, now)
         if worker.state is WorkerState.READY or worker.active:
             self._step.log(
                 "warning", "worker lost", worker=worker.name, stage=worker.stage, why=why, requests=len(worker.active)
             )
-        for request in tuple(worker.active.values()):
-            error = WorkerFailed(f"the {worker.stage} worker was lost ({why}): send the request again")
-            self._endings.fail(request, error, now)
         worker.outbox.clear()
+        self._takeover.lost(worker, now, died=died)
 
     def gone(self, identity: bytes, now: float) -> None:
         """No connection of that routing id is left."""
         for worker in self._workers:
             if worker.identity == identity:
-                self.lose(worker, "its connection closed", now)
+                self.lose(worker, "its connection closed", now, died=True)
 
     def tick(self, now: float) -> None:
         """Gives up workers that are silent, that have left, or that do not read."""
@@ -95,9 +98,13 @@ class Control:
                 if not worker.active or now >= worker.leave_by:
                     self._part(worker, now)
             elif now - worker.seen > self._settings.expiry_s:
-                self.lose(worker, f"not heard for {now - worker.seen:.1f} s", now)
+                self.lose(worker, f"not heard for {now - worker.seen:.1f} s", now, died=True)
+            elif worker.active and now - worker.moved > self._settings.stall_s * STALL_FACTOR[worker.stage]:
+                self.lose(worker, f"its engine has not moved for {now - worker.moved:.1f} s", now, died=True)
             elif worker.outbox.size > BACKLOG_BYTES:
-                self.lose(worker, "it does not read what it is sent", now)
+                self.lose(worker, "it does not read what it is sent", now, died=True)
+            elif now - worker.seen > PROBE_BEATS * self._settings.heartbeat_s:
+                self._answer(worker.identity, Ping(worker.epoch))
 
     def _forgive_own_silence(self, now: float) -> None:
         """Time in which this process did not run is no silence of the workers."""
@@ -106,17 +113,19 @@ class Control:
         if paused > min(LONGEST_TURN_S, self._settings.expiry_s / 2):
             for worker in self._workers:
                 worker.seen += paused
+                worker.moved += paused
 
     # ---- messages ------------------------------------------------------------------------------------------------
 
     def _register(self, identity: bytes, hello: Register, now: float) -> None:
         silent_since = now - NAMESAKE_BEATS * self._settings.heartbeat_s
         for old in self._workers.same(identity, hello, silent_since):
-            self.lose(old, "it registered anew", now)
+            self.lose(old, "it registered anew", now, died=False)
         if self._workers.full:
             self._refuse(identity, "full", Overloaded(f"the broker has {len(self._workers)} workers and takes no more"))
             return
-        worker = Worker(hello, Outbox(Channel.WORKERS, identity, Budget(BACKLOG_BYTES)), registered=now, seen=now)
+        outbox = Outbox(Channel.WORKERS, identity, Budget(BACKLOG_BYTES))
+        worker = Worker(hello, outbox, registered=now, seen=now, moved=now)
         self._workers.add(worker, now)
         beat, expiry = (round(1000 * seconds) for seconds in (self._settings.heartbeat_s, self._settings.expiry_s))
         self._dispatcher.send(worker, Registered(hello.epoch, self._board.name, beat, expiry))
@@ -136,6 +145,8 @@ class Control:
         self._dispatcher.run(worker.stage, now)
 
     def _heartbeat(self, worker: Worker, message: Heartbeat, now: float) -> None:
+        if message.progress != worker.progress:
+            worker.progress, worker.moved = message.progress, now
         self._answer(worker.identity, Alive(message.epoch, known=True))
 
     def _drain(self, worker: Worker, message: Drain, now: float) -> None:
@@ -150,7 +161,7 @@ class Control:
 
     def _part(self, worker: Worker, now: float) -> None:
         self._step.log("info", "worker left", worker=worker.name, stage=worker.stage)
-        self.lose(worker, "it was stopped", now)
+        self.lose(worker, "it was stopped", now, died=False)
         self._answer(worker.identity, Farewell(worker.epoch))
 
     # ---- answers -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from lighttts.broker.instructions import DeleteRequest, Instruction, Reply
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.quota import by_connection
 from lighttts.broker.results import Results
+from lighttts.broker.takeover import Takeover
 from lighttts.config import BrokerConfig
 from lighttts.errors import DeadlineExceeded, LightTTSError, NoWorker, Unavailable
 from lighttts.transport.wire import STAGES
@@ -60,9 +61,10 @@ class Core:
         dispatcher = Dispatcher(board)
         self._dispatcher = dispatcher
         self._endings = Endings(board, dispatcher)
-        self._control = Control(board, dispatcher, self._endings)
+        takeover = Takeover(board, dispatcher, self._endings)
+        self._control = Control(board, dispatcher, takeover)
         self._clients = Clients(board, dispatcher, self._endings)
-        self._results = Results(board, dispatcher, self._endings)
+        self._results = Results(board, dispatcher, self._endings, takeover)
         self._blocked: dict[Outbox, None] = {}
         self._answers: dict[tuple[Channel, bytes], Outbox] = {}
         self._probed = now

@@ -7,7 +7,17 @@ from lighttts.broker.instructions import SaveState
 from lighttts.broker.requests import Request, State
 from lighttts.broker.workers import Worker
 from lighttts.errors import InternalError
-from lighttts.transport.wire import STAGES, Abort, Accepted, DecodeWork, EncodeWork, GenerateWork, Message, encode
+from lighttts.transport.wire import (
+    STAGES,
+    Abort,
+    Accepted,
+    DecodeWork,
+    EncodeWork,
+    GenerateWork,
+    Message,
+    encode,
+    readdress,
+)
 
 _AT_WORK = {"encode": State.ENCODING, "llm": State.GENERATING}
 """The state a request enters with a stage; decoding begins while the llm still generates."""
@@ -28,18 +38,21 @@ class Dispatcher:
         """Requests that wait for a worker, over all stages."""
         return sum(map(len, self._queues.values()))
 
-    def enter(self, stage: str, request: Request, now: float) -> None:
-        """Puts `request` at the end of a stage's queue and dispatches what can be."""
-        self._queues[stage][request.id] = request
+    def enter(self, stage: str, request: Request, now: float, *, first: bool = False) -> None:
+        """Puts `request` at the end of a stage's queue, or `first` in it, and dispatches what can be."""
+        if first:
+            self._queues[stage] = {request.id: request, **self._queues[stage]}
+        else:
+            self._queues[stage][request.id] = request
         self.run(stage, now)
 
     def withdraw(self, request: Request) -> None:
         """Takes `request` out of every queue, and tells each worker that has it to drop it."""
         for queue in self._queues.values():
             queue.pop(request.id, None)
-        for worker in request.holders.values():
+        for stage, worker in request.holders.items():
             del worker.active[request.id]
-            self.abort(worker, request.id, request.attempt)
+            self.abort(worker, request.id, request.attempts[stage])
         request.holders.clear()
 
     def abort(self, worker: Worker, request_id: str, attempt: int) -> None:
@@ -56,28 +69,36 @@ class Dispatcher:
     def run(self, stage: str, now: float) -> None:
         """Hands out as many waiting requests of `stage` as there is credit for."""
         queue = self._queues[stage]
-        while queue:
-            worker = self._workers.choose(stage)
-            if worker is None:
+        for request in tuple(queue.values()) if queue else ():
+            worker = self._workers.choose(stage, request)
+            if worker:
+                del queue[request.id]
+                self._hand(stage, request, worker, now)
+            elif not request.suspect:
                 return
-            request = queue.pop(next(iter(queue)))
-            worker.credit -= 1
-            worker.active[request.id] = request
-            worker.aborted.discard(request.id)
-            request.holders[stage] = worker
-            request.started[stage] = now
-            self._begin(stage, request, worker, now)
+
+    def _hand(self, stage: str, request: Request, worker: Worker, now: float) -> None:
+        if request.suspect:
+            others = worker.suspects()
+            request.isolated = not others
+            for other in others:
+                other.isolated = False
+        worker.credit -= 1
+        worker.active[request.id] = request
+        worker.aborted.discard(request.id)
+        worker.moved = max(worker.moved, now)
+        request.holders[stage] = worker
+        request.started.setdefault(stage, now)
+        self._begin(stage, request, worker, now)
 
     def _begin(self, stage: str, request: Request, worker: Worker, now: float) -> None:
-        if stage in _AT_WORK:
+        if stage in _AT_WORK and request.state is not _AT_WORK[stage]:
             request.move(_AT_WORK[stage], now)
             self._step.add(SaveState(request.id, request.state.value))
         self.accept(request)
         self.send(worker, work(stage, request))
-        for frames in request.undecoded if stage == "decode" else ():
-            worker.outbox.add(frames)
-        if stage == "decode":
-            request.undecoded.clear()
+        for frames in request.log.since(request.flow.sentence) if stage == "decode" else ():
+            worker.outbox.add(readdress(frames, request.attempts[stage]))
 
     def accept(self, request: Request) -> None:
         """Sends `Accepted`, as soon as some worker has said what the sample rate is."""
@@ -92,38 +113,51 @@ class Dispatcher:
         self._step.add(worker.outbox)
 
     def missing_stage(self, request: Request, now: float, patience: float) -> str | None:
-        """A stage `request` has yet to enter that no worker has served for `patience` seconds of its life."""
+        """A stage that `request` waits for, or has yet to enter, and no worker has served for `patience` seconds of its
+        life."""
         for stage in request.stages:
             absent = self._workers.absent_since(stage)
-            if absent is not None and stage not in request.started and now - max(absent, request.received) >= patience:
+            needed = stage not in request.started or request.id in self._queues[stage]
+            if absent is not None and needed and now - max(absent, request.received) >= patience:
                 return stage
         return None
 
 
 def work(stage: str, request: Request) -> Message:
     """The message that hands `stage` of `request` to a worker."""
-    synth, encoded = request.synth, request.encoded
+    synth, encoded, log, attempt = request.synth, request.encoded, request.log, request.attempts[stage]
     if stage == "encode":
-        return EncodeWork(request.id, request.attempt, synth.text, synth.voice, synth.prompt_text, synth.prompt)
+        return EncodeWork(request.id, attempt, synth.text, synth.voice, synth.prompt_text, synth.prompt)
     if encoded is None:
         raise InternalError(f"request {request.id} comes to stage {stage} before it is encoded")
     if stage == "llm":
         return GenerateWork(
             request.id,
-            request.attempt,
+            attempt,
             synth.seed,
+            log.sentence,
+            len(log),
             encoded.lengths,
             encoded.text_ids,
             encoded.prompt_text_ids,
             encoded.llm_prompt_tokens,
+            log.unfinished(),
         )
+    flow = request.flow
+    tokens_seq, tokens = log.before(flow.sentence)
     return DecodeWork(
         request.id,
-        request.attempt,
+        attempt,
         synth.seed,
         synth.speed,
         synth.output,
         synth.sample_type,
+        flow.sentence,
+        tokens_seq,
+        tokens,
+        flow.frames,
+        flow.rows_before,
+        flow.rows - flow.rows_before,
         encoded.voice_key,
         encoded.voice_tokens,
         encoded.voice_mel,

@@ -7,6 +7,7 @@ from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.instructions import DeleteRequest, Metric, Reply, SaveState, Step
 from lighttts.broker.outbox import Channel
 from lighttts.broker.requests import CLOSED, ROWS_PER_SECOND, Request, State
+from lighttts.broker.token_log import TokenLog
 from lighttts.errors import Cancelled, LightTTSError
 from lighttts.transport.wire import End, Error, encode
 
@@ -35,7 +36,7 @@ class Endings:
         self._step.add(SaveState(request.id, request.state.value))
         self._measure(request, now)
         sentences = len(request.encoded.lengths) if request.encoded else 0
-        request.farewell = encode(End(request.id, request.flow.frames, request.flow.tokens, sentences))
+        request.farewell = encode(End(request.id, request.flow.frames, request.log.tokens, sentences))
         request.outbox.add(request.farewell)
         self.settle(request, now)
 
@@ -91,7 +92,6 @@ class Endings:
         request.closed = request.offered = now
         self._board.prompts.free(request.drop_prompt())
         request.encoded = None
-        request.undecoded.clear()
         self._requests.close(request)
         self._step.add(SaveState(request.id, state.value))
         self._step.observe(Metric.DURATION, now - request.received)
@@ -102,9 +102,10 @@ class Endings:
             state=state.value,
             code=code,
             seconds=round(now - request.received, 3),
-            tokens=request.flow.tokens,
+            tokens=request.log.tokens,
             frames=request.flow.frames,
         )
+        request.log = TokenLog()
         if len(self._requests.closing) > self._board.settings.max_requests:
             self.forget(next(iter(self._requests.closing.values())), now)
 

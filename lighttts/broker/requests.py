@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lighttts.broker.outbox import Frames, Outbox
+from lighttts.broker.token_log import TokenLog
 from lighttts.errors import InternalError
-from lighttts.transport.wire import Encoded, Synth
+from lighttts.transport.wire import STAGES, Encoded, Synth
 
 if TYPE_CHECKING:
     from lighttts.broker.workers import Worker
@@ -62,19 +63,26 @@ ROWS_PER_SECOND = {"mel": 50, "tokens": 25}
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """What has come of a request so far: frames towards the client, and the times playback would have had."""
+    """What has come of a request so far: frames towards the client, and the times playback would have had.
 
-    tokens_seq: int = 0
-    tokens: int = 0
+    `rows` samples, mel frames or tokens, of which `rows_before` belong to sentences before number `sentence`.
+    """
+
     frames: int = 0
     rows: int = 0
+    sentence: int = 0
+    rows_before: int = 0
     last_at: float = 0.0
     plays_until: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request; times are monotonic seconds. `holders`: which worker has which stage of it in hand."""
+    """One request; times are monotonic seconds. `holders`: which worker has which stage of it in hand.
+
+    `attempts`: how often each stage of it was begun again. `deaths`: workers lost with it since it last got on;
+    `isolated`: its last worker had no other suspect.
+    """
 
     id: str
     client: bytes
@@ -83,12 +91,14 @@ class Request:
     received: float
     deadline: float
     state: State = State.RECEIVED
-    attempt: int = 0
+    attempts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
+    deaths: int = 0
+    isolated: bool = False
     accepted: bool = False
     encoded: Encoded | None = None
     holders: dict[str, Worker] = field(default_factory=dict)
     started: dict[str, float] = field(default_factory=dict)
-    undecoded: list[Frames] = field(default_factory=list)
+    log: TokenLog = field(default_factory=TokenLog)
     flow: Flow = field(default_factory=Flow)
     farewell: Frames = ()
     """The `End` or `Error` that closes it."""
@@ -96,6 +106,16 @@ class Request:
     offered: float = 0.0
     """When `farewell` was last sent."""
     history: list[tuple[float, State]] = field(default_factory=list)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be what its last worker died of."""
+        return self.deaths > 0
+
+    @property
+    def readdressed(self) -> bool:
+        """Whether its decode worker knows it by another attempt than its llm worker."""
+        return self.attempts["decode"] != self.attempts["llm"]
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from lighttts.broker.endings import Endings
 from lighttts.broker.instructions import AppendTokens, Metric, Observe, SaveEncoded, SaveState
 from lighttts.broker.outbox import Frames
 from lighttts.broker.requests import Request, State
+from lighttts.broker.takeover import Takeover
+from lighttts.broker.token_log import TOKEN_BYTES
 from lighttts.broker.workers import Worker
 from lighttts.errors import Overloaded, ProtocolError, WorkerFailed, from_code
 from lighttts.transport.wire import (
@@ -28,13 +30,15 @@ from lighttts.transport.wire import (
     StageFailed,
     Tokens,
     decode,
+    readdress,
     unpack_body,
 )
 
 _OUTPUT: dict[type[Message], str] = {Audio: "audio", Mel: "mel", Tokens: "tokens"}
 _INDEX = {cls: {name: index for index, (name, _) in enumerate(cls.FIELDS)} for cls in (Tokens, Mel, Audio)}
 _ID, _ATTEMPT, _EPOCH, _SEQ = (_INDEX[Audio][name] for name in ("request_id", "attempt", "epoch", "seq"))
-_LAST = {cls: index["last"] for cls, index in _INDEX.items()}
+_LAST, _SENTENCE = ({cls: index[name] for cls, index in _INDEX.items()} for name in ("last", "sentence"))
+_FINAL = _INDEX[Tokens]["final"]
 # The described array is the last field of each of these messages, its bytes the only payload frame.
 _FRAME_FIELDS = 3
 _Media = type[Audio] | type[Mel]
@@ -47,9 +51,10 @@ def _head(cls: type[Message]) -> bytes:
 class Results:
     """Takes in what workers push."""
 
-    def __init__(self, board: Board, dispatcher: Dispatcher, endings: Endings) -> None:
+    def __init__(self, board: Board, dispatcher: Dispatcher, endings: Endings, takeover: Takeover) -> None:
         self._board = board
         self._step = board.step
+        self._takeover = takeover
         self._live = board.requests.live
         self._workers = board.workers
         self._dispatcher = dispatcher
@@ -89,12 +94,14 @@ class Results:
         request = self._current(fields[_ID], fields[_ATTEMPT], fields[_EPOCH], "decode", now)
         if request is None:
             return
-        last, rows = fields[_LAST[cls]], _rows(fields[-1], frames)
+        last, sentence, rows = fields[_LAST[cls]], fields[_SENTENCE[cls]], _rows(fields[-1], frames)
         if fields[_SEQ] != request.flow.frames:
             self._misordered(request, "decode", fields[_SEQ], request.flow.frames, now)
         elif (
             rows is None
             or type(last) is not bool
+            or type(sentence) is not int
+            or not request.flow.sentence <= sentence <= request.log.sentence
             or _OUTPUT[cls] != request.synth.output
             or (last and request.state is not State.DECODING)
         ):
@@ -102,6 +109,10 @@ class Results:
         else:
             if last:
                 self._stage_done("decode", request, now)
+            if request.suspect:
+                self._takeover.acquit("decode", request, now)
+            if sentence != request.flow.sentence:
+                request.flow.sentence, request.flow.rows_before = sentence, request.flow.rows
             self._relayed[request.synth.output] += 1
             self._deliver(request, frames, rows, last, now)
 
@@ -110,18 +121,25 @@ class Results:
         request = self._current(fields[_ID], fields[_ATTEMPT], fields[_EPOCH], "llm", now)
         if request is None:
             return
-        flow = request.flow
-        last, rows = fields[_LAST[Tokens]], _rows(fields[-1], frames)
-        if fields[_SEQ] != flow.tokens_seq:
-            self._misordered(request, "llm", fields[_SEQ], flow.tokens_seq, now)
+        log, sentences = request.log, len(request.encoded.lengths) if request.encoded else 0
+        last, final, rows = fields[_LAST[Tokens]], fields[_FINAL], _rows(fields[-1], frames)
+        if fields[_SEQ] != len(log):
+            self._misordered(request, "llm", fields[_SEQ], len(log), now)
             return
-        if rows is None or type(last) is not bool:
+        if (
+            rows is None
+            or len(frames[-1]) != TOKEN_BYTES * rows
+            or type(final) is not bool
+            or fields[_SENTENCE[Tokens]] != log.sentence
+            or last is not (final and log.sentence + 1 == sentences)
+        ):
             self._broken(request, "llm", now)
             return
-        self._step.add(AppendTokens(request.id, flow.tokens_seq, frames))
-        flow.tokens_seq += 1
+        if request.suspect:
+            self._takeover.acquit("llm", request, now)
+        self._step.add(AppendTokens(request.id, len(log), frames))
+        log.add(frames, rows, final=final)
         self._relayed["tokens"] += 1
-        flow.tokens += rows
         if last:
             self._stage_done("llm", request, now)
         if request.synth.output == "tokens":
@@ -136,11 +154,9 @@ class Results:
             self._step.add(SaveState(request.id, request.state.value))
         worker = request.holders.get("decode")
         if worker:
-            worker.outbox.add(frames)
+            worker.outbox.add(readdress(frames, request.attempts["decode"]) if request.readdressed else frames)
             self._step.add(worker.outbox)
-            return
-        request.undecoded.append(frames)
-        if len(request.undecoded) == 1:
+        elif len(request.log) == 1:
             self._dispatcher.enter("decode", request, now)
 
     def _deliver(self, request: Request, frames: Frames, rows: int, last: bool, now: float) -> None:
@@ -190,6 +206,8 @@ class Results:
             self._broken(request, "encode", now)
             return
         self._stage_done("encode", request, now)
+        if request.suspect:
+            self._takeover.acquit("encode", request, now)
         request.move(State.ENCODED, now)
         request.encoded = message
         self._board.prompts.free(request.drop_prompt())
@@ -206,8 +224,11 @@ class Results:
         request = self._current(message.request_id, message.attempt, message.epoch, stage, now)
         if request is None:
             return
-        self._dispatcher.release(stage, request)
         error = from_code(message.code, message.text, field=message.field, retryable=message.retryable)
+        if isinstance(error, WorkerFailed):
+            self._takeover.failed(stage, request, error, now)
+            return
+        self._dispatcher.release(stage, request)
         self._endings.fail(request, error, now)
 
     # ---- checks --------------------------------------------------------------------------------------------------
@@ -220,10 +241,10 @@ class Results:
             why = "unknown"
         elif worker is None or worker.epoch != epoch:
             why = "stale_epoch"
-        elif request.attempt != attempt:
+        elif request.attempts[stage] != attempt:
             why = "stale_attempt"
         else:
-            worker.seen = now
+            worker.seen = worker.moved = now
             return request
         self._stale(why, request_id, attempt, epoch)
         return None
@@ -247,7 +268,7 @@ class Results:
             return
         request = self._live.get(request_id) if type(request_id) is str else None
         for stage, worker in tuple(request.holders.items()) if request else ():
-            if request and worker.epoch == epoch and request.attempt == attempt:
+            if request and worker.epoch == epoch and request.attempts[stage] == attempt:
                 self._broken(request, stage, now)
 
     def _misordered(self, request: Request, stage: str, got: object, wanted: int, now: float) -> None:

@@ -12,6 +12,8 @@ from lighttts.broker.requests import Request
 from lighttts.transport.wire import MAX_VOICES, MAX_WORKERS, STAGES, Register, WorkerStatus
 
 MOST_CREDIT = 1 << 20
+ISOLATE_AFTER = 2
+"""Lost workers after which a request gets a worker without another suspect."""
 ROWS = 2000
 """Most workers told of in `Status`, whose size is limited."""
 
@@ -38,10 +40,18 @@ class Worker:
     aborted: set[str] = field(default_factory=set)
     """Requests it was told to abort; their late frames need no further telling."""
     leave_by: float = 0.0
+    progress: int = -1
+    """As its last heartbeat said."""
+    moved: float = 0.0
+    """When its progress last changed, or it was last idle."""
     epoch: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.epoch = self.hello.epoch
+
+    def suspects(self) -> list[Request]:
+        """The requests it holds that may be what their last worker died of."""
+        return [request for request in self.active.values() if request.suspect]
 
     @property
     def identity(self) -> bytes:
@@ -54,6 +64,12 @@ class Worker:
     @property
     def stage(self) -> str:
         return self.hello.stage
+
+
+def _bearable(worker: Worker, suspect: Request) -> bool:
+    """Whether `worker` may have `suspect` beside the suspects it has."""
+    others = worker.suspects()
+    return not others or (suspect.deaths < ISOLATE_AFTER and all(other.deaths < ISOLATE_AFTER for other in others))
 
 
 class WorkerTable:
@@ -127,9 +143,12 @@ class WorkerTable:
         worker.credit = 0
         self._note_presence(worker.stage, now)
 
-    def choose(self, stage: str) -> Worker | None:
-        """The worker with most granted credit, among equals the one with least in hand; None if there is no credit."""
+    def choose(self, stage: str, request: Request) -> Worker | None:
+        """The worker with most granted credit, among equals the one with least in hand; None if there is none for
+        `request`: one that has outlived two workers shares its worker with no other suspect."""
         free = [worker for worker in self._by_stage[stage].values() if worker.credit > 0]
+        if request.suspect:
+            free = [worker for worker in free if _bearable(worker, request)]
         return max(free, key=lambda worker: (worker.credit, -len(worker.active)), default=None)
 
     def absent_since(self, stage: str) -> float | None:

@@ -89,7 +89,7 @@ class LLMEngine:
 
         A step prefills waiting requests up to `prefill_tokens` positions in all, one request whatever its length.
         """
-        self._model = model
+        self.model = model
         self._vocabulary = model.vocabulary
         self._max_length = max_length
         self._prefill_tokens = prefill_tokens
@@ -167,7 +167,7 @@ class LLMEngine:
                 f"where the model runs with {self._max_length}; shorten the text or the prompt.",
                 field="text",
             )
-        window = self._model.sampling.win_size
+        window = self.model.sampling.win_size
         history = [-1] * window + job.done_tokens.tolist()
         return _Request(
             key=job.key,
@@ -213,9 +213,9 @@ class LLMEngine:
         ids = np.zeros((len(group), length), np.int64)
         for row, request in zip(ids, group, strict=True):
             row[: request.position] = request.sequence[:-1]
-        embedded = self._model.embed(torch.from_numpy(ids).to(self._state.device))
+        embedded = self.model.embed(torch.from_numpy(ids).to(self._state.device))
         attend = PrefillAttend(self._cache, [request.slot for request in group])
-        self._model.body(embedded, Rotation(*self._rotary[:, :length]), attend)
+        self.model.body(embedded, Rotation(*self._rotary[:, :length]), attend)
 
     def _decode(self, group: Sequence[_Request]) -> Tensor:
         """Advance a group by one step: the ids drawn, int64 [len(group)] on the device, stop ids included."""
@@ -238,13 +238,13 @@ class LLMEngine:
     def _logits(self, state: Tensor, attend: Attend) -> Tensor:
         embedded = self._embedding[state[:, _INPUT]].unsqueeze(1)
         cosine, sine = self._rotary[:, state[:, _POSITION]][:, :, None, None]
-        logits: Tensor = self._model.llm_decoder(self._model.body(embedded, Rotation(cosine, sine), attend)[:, 0])
+        logits: Tensor = self.model.llm_decoder(self.model.body(embedded, Rotation(cosine, sine), attend)[:, 0])
         return logits.float()
 
     def _draw(self, logits: Tensor, state: Tensor) -> Tensor:
         early = state[:, _STEP] < state[:, _MINIMUM]
         logits[:, self._vocabulary.end_of_speech].masked_fill_(early, -torch.inf)
-        return sample(logits, state[:, _HISTORY:], state[:, _SEED], state[:, _STEP], self._model.sampling)
+        return sample(logits, state[:, _HISTORY:], state[:, _SEED], state[:, _STEP], self.model.sampling)
 
     def _after(self, state: Tensor, drawn: Tensor) -> Tensor:
         """The state one step on. Slots without a request run along, so their position is kept within the cache."""

@@ -455,21 +455,33 @@ class EncodeWork(Message):
 @_message(0x52)
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerateWork(Message):
-    """One request for an llm worker; fields as in `Encoded`. Answered by `Tokens` frames or `StageFailed`."""
+    """One request for an llm worker; fields as in `Encoded`. Answered by `Tokens` frames or `StageFailed`.
+
+    The worker begins with sentence number `sentence`, of which `done_tokens` are made already, and numbers its frames
+    from `seq` on: all zero and empty, unless it takes over from another worker.
+    """
 
     request_id: RequestId
     attempt: U16
     seed: Seed
+    sentence: U32
+    seq: U32
     lengths: Lengths
     text_ids: TextIds
     prompt_text_ids: TextIds
     llm_prompt_tokens: PromptTokens
+    done_tokens: SpeechTokens
 
 
 @_message(0x53)
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodeWork(Message):
-    """One request for a decode worker; its `Tokens` follow on the same socket. Answered by `Audio` or `Mel` frames."""
+    """One request for a decode worker; its `Tokens` follow on the same socket. Answered by `Audio` or `Mel` frames.
+
+    All from `sentence` to `skip` is zero, unless the worker takes over from another: it begins with sentence number
+    `sentence`, whose first `Tokens` have number `tokens_seq` and come after `tokens` others; it numbers its frames from
+    `seq` and their samples or mel frames from `first_row` on, and sends nothing of the sentence's first `skip`.
+    """
 
     request_id: RequestId
     attempt: U16
@@ -477,6 +489,12 @@ class DecodeWork(Message):
     speed: Speed
     output: Output
     sample_type: SampleType
+    sentence: U32
+    tokens_seq: U32
+    tokens: U32
+    seq: U32
+    first_row: U63
+    skip: U63
     voice_key: Name
     voice_tokens: PromptTokens
     voice_mel: PromptMel
@@ -510,6 +528,16 @@ class Alive(Message):
     known: Flag
 
 
+@_message(0x57)
+@dataclass(frozen=True, slots=True, eq=False)
+class Ping(Message):
+    """Asks nothing, needs no answer: by sending it the broker learns whether a silent worker's connection stands."""
+
+    epoch: Epoch
+
+
+_TOKENS_ATTEMPT = [name for name, _ in Tokens.FIELDS].index("attempt")
+
 # ---- encoding --------------------------------------------------------------------------------------------------------
 
 
@@ -526,6 +554,14 @@ def encode(message: Message) -> list[Buffer]:
     if len(packed) > MAX_BODY:
         raise ProtocolError(f"{type(message).__name__} has a body of {len(packed)} bytes, the limit is {MAX_BODY}")
     return [MAGIC + bytes((VERSION, message.TAG)), packed, *payloads]
+
+
+def readdress(frames: Sequence[Buffer], attempt: int) -> list[Buffer]:
+    """The `Tokens` message in `frames` as one of another `attempt`. Raises `ProtocolError` if its body is none."""
+    values = unpack_body(Tokens, frames[1])
+    values[_TOKENS_ATTEMPT] = attempt
+    packed: bytes = msgpack.packb(values)
+    return [frames[0], packed, *frames[2:]]
 
 
 def message_type(head: Buffer) -> type[Message]:

@@ -75,6 +75,7 @@ class Worker:
         self._credit = 0
         self._settled_at: int | None = None
         self._waiting_told = False
+        self._to_register = False
         self._exit_code = 0
         # Reentrant: a signal may come while this thread holds it.
         self._life = threading.RLock()
@@ -157,6 +158,8 @@ class Worker:
 
     def _tick(self) -> None:
         self._check()
+        if self._to_register:
+            self._register()
         self._line.flush()
         self._beat()
         self._settle()
@@ -178,6 +181,10 @@ class Worker:
     # ---- actions of the membership -------------------------------------------------------------------------------
 
     def _register(self) -> None:
+        # An engine that has not let go of what it had, stuck perhaps, is not ready for more.
+        self._to_register = self._compute.behind
+        if self._to_register:
+            return
         self._credit = 0
         self._line.begin(self._boot.register())
 
@@ -206,7 +213,7 @@ class Worker:
         if self._membership.state not in (State.READY, State.DRAINING):
             return False
         return self._line.beat(
-            wire.Heartbeat(self._boot.epoch, len(self._load), self._stage.waiting, self._compute.progress)
+            wire.Heartbeat(self._boot.epoch, len(self._load), self._stage.waiting, self._compute.progress())
         )
 
     def _grant_credit(self) -> None:
@@ -276,6 +283,8 @@ class Worker:
                 self._registered(message)
             case wire.Farewell(epoch=self._boot.epoch):
                 self._on(Event.FAREWELL)
+            case wire.Ping():
+                pass
             case wire.Error():
                 self._log.error("the broker reports an error", code=message.code, text=message.text)
             case _:

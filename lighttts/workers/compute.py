@@ -89,10 +89,10 @@ class Compute:
         self._turns = 0
         self._turns_seen = -1
         self._log = get_logger(stage=stage.name)
-        self.progress = 0
-        """Engine steps so far."""
+        self._moves = 0
         self.broken = False
         """The engine is unusable and the thread has ended."""
+        stage.watch(self._moved_on)
         # A daemon thread: a hung engine must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
 
@@ -134,12 +134,27 @@ class Compute:
         seen, self._turns_seen = self._turns_seen, self._turns
         return self._turns_seen != seen or self._working_since is None
 
+    def progress(self) -> int:
+        """A number that another call gives again only while the engine does not get on with what it has to do."""
+        if self._working_since is None:
+            self._moves += 1
+        return self._moves
+
+    @property
+    def behind(self) -> bool:
+        """Whether there are commands that it has not taken note of."""
+        with self._changed:
+            return bool(self._commands)
+
     def stuck_for(self) -> float:
         """Seconds the current turn of the engine has taken so far; 0 while it waits for work."""
         began = self._working_since
         return 0.0 if began is None else time.monotonic() - began
 
     # ---- the compute thread --------------------------------------------------------------------------------------
+
+    def _moved_on(self) -> None:
+        self._moves += 1
 
     def _run(self) -> None:
         try:
@@ -201,7 +216,7 @@ class Compute:
             if self._step_failures >= MAX_STEP_FAILURES:
                 raise
             results = self._fail_all(error)
-        self.progress += 1
+        self._moves += 1
         self._emit(results)
 
     def _fail_all(self, error: Exception) -> list[Result]:

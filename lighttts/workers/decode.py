@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
@@ -15,7 +16,7 @@ from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import load_flow
 from lighttts.models.hift import load_hift
 from lighttts.transport import wire
-from lighttts.workers.model import dtype_of, model_name, observe_device, pick_device
+from lighttts.workers.model import dtype_of, model_name, observe_device, pick_device, watch_modules
 from lighttts.workers.seeds import sentence_seed
 from lighttts.workers.service import serve
 from lighttts.workers.speech import FRAMES_PER_SECOND, Speech
@@ -60,6 +61,9 @@ class DecodeStage(Stage):
         speech = self._requests.pop(work, None)
         if speech and speech.stream:
             self._engine.close(speech.stream)
+
+    def watch(self, moved: Callable[[], None]) -> None:
+        watch_modules((self._engine.flow.decoder.estimator, *self._engine.hift.resblocks), moved)
 
     def step(self) -> list[Result]:
         steps = self._engine.step()

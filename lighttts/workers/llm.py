@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -17,7 +18,7 @@ from lighttts.errors import ProtocolError
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.llm import load_llm
 from lighttts.transport import wire
-from lighttts.workers.model import dtype_of, model_name, observe_device, pick_device
+from lighttts.workers.model import dtype_of, model_name, observe_device, pick_device, watch_modules
 from lighttts.workers.seeds import sentence_seed
 from lighttts.workers.service import serve
 from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed, work_of
@@ -30,17 +31,22 @@ _FRAME = 10
 """Tokens a frame later on, when hops are longer and playback is ahead."""
 
 
+_NO_TOKENS = np.zeros(0, np.int32)
+
+
 class _Request:
     """One request: which sentence it is at, and the tokens that have not been sent."""
 
     def __init__(self, message: wire.GenerateWork) -> None:
         if not message.lengths or sum(message.lengths) != len(message.text_ids):
             raise ProtocolError("GenerateWork.lengths do not add up to its text_ids", field="lengths")
+        if message.sentence >= len(message.lengths):
+            raise ProtocolError("GenerateWork.sentence is none of its sentences", field="sentence")
         self.work = work_of(message)
         self.message = message
         self.sentences = np.split(message.text_ids, np.cumsum(message.lengths)[:-1])
-        self.sentence = 0
-        self.seq = 0
+        self.sentence = message.sentence
+        self.seq = message.seq
         self.sent = 0
         self.unsent: list[int] = []
 
@@ -53,7 +59,7 @@ class _Request:
             text_tokens=len(text),
             prompt_tokens=self.message.llm_prompt_tokens,
             seed=sentence_seed(self.message.seed, self.sentence),
-            done_tokens=np.zeros(0, np.int32),
+            done_tokens=self.message.done_tokens if self.sentence == self.message.sentence else _NO_TOKENS,
         )
 
     def frame_due(self) -> bool:
@@ -101,6 +107,9 @@ class LLMStage(Stage):
     def abort(self, work: Work) -> None:
         self._requests.pop(work, None)
         self._engine.cancel(work)
+
+    def watch(self, moved: Callable[[], None]) -> None:
+        watch_modules(self._engine.model.body.layers, moved)
 
     def step(self) -> list[Result]:
         steps = self._engine.step()

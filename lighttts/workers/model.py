@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import nn
 
 from lighttts import metrics
 from lighttts.errors import ConfigError
@@ -34,6 +36,12 @@ def pick_device(name: str) -> torch.device:
 def dtype_of(name: str) -> torch.dtype:
     """The torch dtype of a configured name."""
     return _DTYPES[name]
+
+
+def watch_modules(modules: Iterable[nn.Module], moved: Callable[[], None]) -> None:
+    """Has `moved` called whenever one of `modules`, which run one after another, begins."""
+    for module in modules:
+        module.register_forward_pre_hook(lambda *_: moved())
 
 
 def observe_device(device: torch.device) -> None:

@@ -23,7 +23,10 @@ _LOUDEST_S16 = 32767
 
 
 class Speech:
-    """Sentences are decoded in order, one stream each; samples, frames and tokens count over the whole request."""
+    """Sentences are decoded in order, one stream each; samples, frames and tokens count over the whole request.
+
+    Work taken over begins with the first sentence that is not wholly sent, of which all rows sent before are skipped.
+    """
 
     def __init__(self, message: wire.DecodeWork) -> None:
         if message.output not in ("audio", "mel"):
@@ -39,13 +42,13 @@ class Speech:
         )
         self.stream: Hashable | None = None
         """Key of the engine's stream, while there is one."""
-        self.sentence = 0
+        self.sentence = message.sentence
         """The sentence that is decoded now, or next."""
-        self._received = self._receiving = 0
+        self._received, self._receiving = message.tokens_seq, message.sentence
         self._waiting: deque[wire.Tokens] = deque()
         self._last_sentence: int | None = None
-        self._fed = self._decoded = 0
-        self._seq = self._rows = 0
+        self._fed = self._decoded = message.tokens
+        self._seq, self._rows, self._skip = message.seq, message.first_row, message.skip
         self._sent_at: float | None = None
 
     def receive(self, message: wire.Tokens) -> None:
@@ -78,7 +81,7 @@ class Speech:
             self._decoded = self._fed
             self.sentence += 1
             self.stream = None
-        rows = step.audio if self.message.output == "audio" else step.mel
+        rows = self._unsent(step.audio if self.message.output == "audio" else step.mel)
         if not len(rows) and not last:
             return []
         self._time()
@@ -90,6 +93,13 @@ class Speech:
         # The field's type names the common case, float32; its codec takes int16 too.
         audio = cast(FloatArray, samples(rows, self.message.sample_type))
         return [Result(self.work, wire.Audio(*head, audio), ends=last)]
+
+    def _unsent(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`rows` without those that another worker has sent."""
+        sent = min(self._skip, len(rows))
+        self._skip -= sent
+        self._rows += sent
+        return rows[sent:]
 
     def _time(self) -> None:
         now = time.monotonic()

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -101,6 +102,9 @@ class Stage(ABC):
     @abstractmethod
     def step(self) -> list[Result]:
         """Advances all work by one engine step."""
+
+    def watch(self, moved: Callable[[], None]) -> None:  # noqa: B027: a stage of short steps does nothing
+        """Has `moved` called every now and then within a long step: by then the engine is not stuck."""
 
 
 def work_of(message: wire.Message) -> Work:

@@ -54,12 +54,12 @@ def synth(request_id: str = "r1", **changes: object) -> wire.Synth:
 
 
 def encoded(request_id: str, epoch: int, attempt: int = 0) -> wire.Encoded:
-    """The encode stage's result: two sentences, of two ids and one."""
+    """The encode stage's result: one sentence of three ids."""
     return wire.Encoded(
         request_id=request_id,
         attempt=attempt,
         epoch=epoch,
-        lengths=(2, 1),
+        lengths=(3,),
         voice_key="key",
         text_ids=np.array([1, 2, 3], np.int32),
         prompt_text_ids=np.array([], np.int32),
@@ -138,7 +138,7 @@ class Harness:
         """Time passes; workers in `alive` (routing id, epoch) send a heartbeat first."""
         self.now += seconds
         for worker, epoch in alive:
-            self.control(worker, wire.Heartbeat(epoch, 0, 0, 0))
+            self.control(worker, wire.Heartbeat(epoch, 0, 0, round(1000 * self.now)))
         self.carry_out(self.core.tick(self.now))
 
     def pass_time(self, seconds: float, *, alive: Iterable[tuple[bytes, int]] = ()) -> None:
@@ -161,6 +161,16 @@ class Harness:
         self.take(identity)
         return identity
 
+    def worker_with_work(self, stage: str, epoch: int, *, credit: int) -> WorkingWorker:
+        """Registers a worker that keeps the work it is sent."""
+        identity = f"{stage}-{epoch}".encode()
+        hello = wire.Register(identity.decode(), epoch, stage, "test", "model", SAMPLE_RATE, ())
+        self.carry_out(self.core.worker_message(identity, raw(hello), self.now))
+        self.carry_out(self.core.worker_message(identity, raw(wire.Grant(epoch, credit)), self.now))
+        worker = WorkingWorker(self, identity)
+        worker.read()
+        return worker
+
     def stack(self, credit: int = 4) -> None:
         """One worker of each stage, with epochs 1, 2 and 3."""
         for epoch, stage in enumerate(wire.STAGES, 1):
@@ -169,8 +179,9 @@ class Harness:
     # ---- what came of it -------------------------------------------------------------------------------------------
 
     def take(self, peer: bytes) -> list[Message]:
-        """The messages sent to `peer` since this was last asked."""
-        return [wire.decode(frames) for frames in self.mail.pop(peer, [])]
+        """The messages sent to `peer` since this was last asked; but for `Ping`s, which come in any silence."""
+        messages = [wire.decode(frames) for frames in self.mail.pop(peer, [])]
+        return [message for message in messages if not isinstance(message, wire.Ping)]
 
     def carry_out(self, instructions: Iterable[Instruction]) -> None:
         """Does what the core says."""
@@ -227,3 +238,18 @@ class Harness:
             and not any(queues.values())
             and not any(worker.active for worker in board.workers)
         )
+
+
+class WorkingWorker:
+    """`mine`: the requests the worker has, each with the attempt at it."""
+
+    def __init__(self, harness: Harness, identity: bytes) -> None:
+        self.harness = harness
+        self.identity = identity
+        self.mine: dict[str, int] = {}
+
+    def read(self) -> None:
+        """Takes in what the worker has been sent."""
+        for message in self.harness.take(self.identity):
+            if isinstance(message, wire.EncodeWork | wire.GenerateWork | wire.DecodeWork):
+                self.mine[message.request_id] = message.attempt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
@@ -22,7 +23,7 @@ ANY = "tcp://127.0.0.1:0"
 PATIENCE_MS = 30_000
 """After this what a test waits for is taken to be missing."""
 EPOCHS = {"encode": 1, "llm": 2, "decode": 3}
-UNASKED = (wire.Alive, wire.Welcome)
+UNASKED = (wire.Alive, wire.Welcome, wire.Ping)
 M = TypeVar("M", bound=Message)
 
 
@@ -77,8 +78,10 @@ class Peer:
 
     def hear(self, cls: type[M]) -> M:
         """The next message, which must be of type `cls`; heartbeat answers and probes are passed over."""
+        deadline = time.monotonic() + PATIENCE_MS / 1000
         while True:
-            assert self.link.socket.poll(PATIENCE_MS), f"no {cls.__name__} came"
+            left_ms = max(0.0, deadline - time.monotonic()) * 1000
+            assert self.link.socket.poll(left_ms), f"no {cls.__name__} came"
             message = wire.decode(self.link.socket.recv_multipart())
             if isinstance(message, cls):
                 return message

@@ -118,14 +118,15 @@ def test_a_client_that_closes_its_connection_stops_the_work(sockets: Sockets, ru
     assert running.app._core.idle
 
 
-def test_a_worker_that_falls_silent_fails_its_requests(sockets: Sockets) -> None:
-    with RunningApp(heartbeat_s=0.05, expiry_s=0.3) as running:
+def test_a_worker_that_falls_silent_is_given_up_and_its_requests_wait_for_another(sockets: Sockets) -> None:
+    with RunningApp(heartbeat_s=0.05, expiry_s=0.3, no_worker_s=0.1) as running:
         worker, client = Worker(sockets, running, "encode"), Peer(sockets, running.endpoints.clients)
         client.say(synth())
         client.hear(wire.Accepted)
-        assert client.hear(wire.Error).code == "worker_failed"
+        assert client.hear(wire.Error).code == "no_worker"
         worker.say(wire.Heartbeat(worker.epoch, 0, 0, 0))
         assert worker.hear(wire.EncodeWork).request_id == "r1"
+        assert worker.hear(wire.Abort).request_id == "r1"
         assert not worker.hear(wire.Alive).known
 
 

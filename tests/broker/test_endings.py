@@ -192,7 +192,7 @@ def test_an_end_that_a_full_client_could_not_take_is_sent_once_it_can() -> None:
     harness.pass_time(5, alive=ALIVE)
     harness.full.clear()
     harness.tick(0.1)
-    assert harness.take(CLIENT) == [audio("r1", 3, 1, last=True), wire.End("r1", 2, 50, 2)]
+    assert harness.take(CLIENT) == [audio("r1", 3, 1, last=True), wire.End("r1", 2, 50, 1)]
 
 
 def test_requests_that_are_not_acknowledged_are_bounded() -> None:

@@ -74,10 +74,10 @@ def test_an_answer_for_a_client_that_is_gone_ends_its_requests_too(rig: Rig) -> 
     assert rig.core.idle
 
 
-def test_work_for_a_worker_that_is_gone_fails_the_request(rig: Rig) -> None:
+def test_a_worker_that_is_gone_when_work_is_sent_to_it_is_given_up(rig: Rig) -> None:
     rig.workers.delivery = Delivery.GONE
     rig.say(synth())
-    assert [type(message) for message in rig.clients.mail[CLIENT]] == [wire.Accepted, wire.Error]
+    assert [type(message) for message in rig.clients.mail[CLIENT]] == [wire.Accepted]
     assert rig.core.load().workers["encode"] == 0
 
 

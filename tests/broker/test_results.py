@@ -55,7 +55,7 @@ def test_a_frame_of_another_time_is_dropped_and_counted(stack: Harness, frame: M
     assert stack.take(CLIENT) == []
     assert stack.counted[Metric.REFUSED, why] == 1
     stack.result(audio("r1", 3, 0, last=True))
-    assert stack.take(CLIENT) == [audio("r1", 3, 0, last=True), wire.End("r1", 1, 25, 2)]
+    assert stack.take(CLIENT) == [audio("r1", 3, 0, last=True), wire.End("r1", 1, 25, 1)]
 
 
 def test_a_worker_that_works_for_nobody_is_told_once(stack: Harness) -> None:
@@ -176,17 +176,18 @@ def test_a_frame_of_no_request_is_dropped(stack: Harness, request_id: object) ->
     assert sum(stack.counted[Metric.REFUSED, why] for why in ("unknown", "malformed")) == 1
 
 
-def test_a_stage_that_fails_tells_the_client_why_and_the_other_stages_to_stop() -> None:
+def test_a_stage_that_fails_twice_tells_the_client_why_and_the_other_stages_to_stop() -> None:
     harness = Harness()
     harness.stack()
     harness.say(synth())
     harness.result(encoded("r1", 1), tokens("r1", 2, 0))
     for peer in (CLIENT, b"llm-2", b"decode-3"):
         harness.take(peer)
-    harness.result(wire.StageFailed("r1", 0, 3, "worker_failed", "the GPU is out of memory", "", True))
+    for attempt in range(2):
+        harness.result(wire.StageFailed("r1", attempt, 3, "worker_failed", "the GPU is out of memory", "", True))
     assert harness.take(CLIENT) == [wire.Error("r1", "worker_failed", "the GPU is out of memory", "", True, 0)]
     assert harness.take(b"llm-2") == [wire.Abort("r1", 0)]
-    assert harness.take(b"decode-3") == []
+    assert [type(message) for message in harness.take(b"decode-3")] == [wire.DecodeWork, wire.Tokens]
     harness.say(wire.EndAck("r1"))
     assert harness.free
 

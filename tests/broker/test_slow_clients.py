@@ -76,7 +76,7 @@ def test_whoever_takes_a_frame_now_and_then_is_slow_but_served() -> None:
     for _ in made:
         wait(harness, LIMIT_S - 0.5)
         taken += heard(harness) + harness.say(wire.Credit("r1", 1))
-    assert [message for message in taken if not isinstance(message, wire.Welcome)] == [*made, wire.End("r1", 6, 25, 2)]
+    assert [message for message in taken if not isinstance(message, wire.Welcome)] == [*made, wire.End("r1", 6, 25, 1)]
 
 
 def test_whoever_has_nothing_to_take_is_not_slow() -> None:
@@ -94,7 +94,7 @@ def test_a_slow_client_delays_no_other_of_the_same_or_another_client() -> None:
     for request_id, client in (("mine", CLIENT), ("other", QUICK)):
         made = [audio(request_id, 3, seq, last=seq == 2) for seq in range(3)]
         harness.result(*made)
-        assert heard(harness, client) == [*made, wire.End(request_id, 3, 25, 2)]
+        assert heard(harness, client) == [*made, wire.End(request_id, 3, 25, 1)]
         harness.say(wire.EndAck(request_id), client=client)
     wait(harness, LIMIT_S + 0.5)
     (error,) = heard(harness)

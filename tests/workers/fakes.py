@@ -230,7 +230,7 @@ class ScriptedStage(Stage):
 def work(request_id: str, frames: int = 1, *, seed: int = 0, attempt: int = 0) -> wire.GenerateWork:
     """A request for a `ScriptedStage`."""
     none = np.zeros(0, np.int32)
-    return wire.GenerateWork(request_id, attempt, seed, (frames,), none, none, none)
+    return wire.GenerateWork(request_id, attempt, seed, 0, 0, (frames,), none, none, none, none)
 
 
 class Running:

@@ -41,10 +41,13 @@ class Chain:
                 request_id,
                 0,
                 seed,
+                0,
+                0,
                 encoded.lengths,
                 encoded.text_ids,
                 encoded.prompt_text_ids,
                 encoded.llm_prompt_tokens,
+                np.zeros(0, np.int32),
             )
         )
         self.decode.send(
@@ -55,6 +58,7 @@ class Chain:
                 1.0,
                 "mel",
                 "f32",
+                *[0] * 6,
                 encoded.voice_key,
                 encoded.voice_tokens,
                 encoded.voice_mel,

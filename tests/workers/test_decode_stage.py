@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,9 +40,8 @@ def received(message: wire.Message) -> wire.Message:
 def decode_work(
     request_id: str, *, seed: int = 1, speed: float = 1.0, output: str = "audio", sample_type: str = "f32"
 ) -> wire.DecodeWork:
-    return wire.DecodeWork(
-        request_id, 2, seed, speed, output, sample_type, VOICE.key, VOICE.tokens, VOICE.mel, VOICE.embedding
-    )
+    voice = (VOICE.key, VOICE.tokens, VOICE.mel, VOICE.embedding)
+    return wire.DecodeWork(request_id, 2, seed, speed, output, sample_type, 0, 0, 0, 0, 0, 0, *voice)
 
 
 def token_frames(request_id: str, sentences: list[np.ndarray], size: int = 8) -> list[wire.Tokens]:
@@ -96,6 +97,28 @@ def test_frames_are_numbered_counted_in_samples_and_tokens_and_the_last_one_ends
     assert tokens[0] == 40
     assert tokens[-1] == sum(map(len, SENTENCES))
     assert {(frame.request_id, frame.attempt, frame.epoch) for frame in frames} == {("a", 2, 9)}
+
+
+@pytest.mark.parametrize("output", ["audio", "mel"])
+@pytest.mark.parametrize("sent", range(4))
+def test_another_worker_goes_on_behind_any_frame_without_a_gap_or_a_repeat(output: str, sent: int) -> None:
+    tokens = token_frames("a", SENTENCES)
+    whole = [result.message for result in run(stage(), decode_work("a", seed=7, output=output), tokens)]
+    assert len(whole) > sent
+    rows = [len(frame.samples if isinstance(frame, wire.Audio) else frame.mel) for frame in whole]
+    sentence = whole[sent - 1].sentence if sent else 0
+    before = [index for index, frame in enumerate(whole[:sent]) if frame.sentence < sentence]
+    left = [frame for frame in tokens if frame.sentence >= sentence]
+    resumed = replace(
+        decode_work("a", seed=7, output=output),
+        sentence=sentence,
+        tokens_seq=left[0].seq,
+        tokens=sum(len(frame.tokens) for frame in tokens if frame.sentence < sentence),
+        seq=sent,
+        first_row=sum(rows[index] for index in before),
+        skip=sum(rows[:sent]) - sum(rows[index] for index in before),
+    )
+    assert [result.message for result in run(stage(), resumed, left)] == whole[sent:]
 
 
 def test_mel_streams_like_audio() -> None:

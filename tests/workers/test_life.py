@@ -87,10 +87,10 @@ def test_after_a_restart_of_the_broker_the_worker_joins_with_its_epoch_full_cred
         assert stage.in_step.wait(PATIENCE)
         broker.close()
         broker = FakeBroker(address)
+        stage.gate.set()
         assert broker.registered().epoch == BOOT.epoch
         assert broker.control(wire.Grant).credit == stage.capacity
         assert broker.beat().active == 0
-        stage.gate.set()
         assert serves(broker, "c")
         broker.regains(1)
     assert {freed.request_id for freed in stage.freed} == {"a", "b"}
@@ -107,13 +107,29 @@ def test_a_request_that_is_sent_again_after_a_restart_has_nothing_of_its_first_l
         assert stage.in_step.wait(PATIENCE)
         broker.close()
         broker = FakeBroker(address)
+        stage.gate.set()
         broker.joined()
         broker.send(work("a", frames=3))
-        broker.beat()
-        stage.gate.set()
         assert [frame.seq for frame in broker.stream("a")] == [0, 1, 2]
         broker.regains(1)
         broker.quiet()
+
+
+def test_a_worker_whose_engine_is_stuck_with_what_it_had_does_not_join_anew(
+    broker: FakeBroker, stage: ScriptedStage, worker: Running
+) -> None:
+    broker.joined()
+    stage.gate.clear()
+    broker.send(work("a", LONG))
+    assert stage.in_step.wait(PATIENCE)
+    broker.knows = False
+    broker.beat()
+    for _ in range(5):
+        broker.pump()
+    assert not broker._control
+    broker.knows = True
+    stage.gate.set()
+    assert broker.registered().epoch == BOOT.epoch
 
 
 def test_a_broker_that_does_not_know_the_worker_is_joined_anew(

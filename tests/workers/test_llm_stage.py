@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,7 +25,8 @@ def generate(
     request_id: str, sentences: list[np.ndarray], seed: int = 1, *, prompt_text: np.ndarray = PROMPT_TEXT
 ) -> wire.GenerateWork:
     lengths = tuple(map(len, sentences))
-    return wire.GenerateWork(request_id, 2, seed, lengths, np.concatenate(sentences), prompt_text, PROMPT)
+    ids = np.concatenate(sentences)
+    return wire.GenerateWork(request_id, 2, seed, 0, 0, lengths, ids, prompt_text, PROMPT, NO_TOKENS)
 
 
 def stage(slots: int = 4, max_length: int = 512) -> LLMStage:
@@ -72,6 +75,29 @@ def test_frames_are_numbered_through_the_request_and_say_what_they_end() -> None
     )
 
 
+@pytest.mark.parametrize("sent", range(8))
+def test_another_worker_goes_on_behind_any_frame_with_the_tokens_there_would_have_been(sent: int) -> None:
+    worker = stage()
+    worker.accept(generate("a", SENTENCES, seed=42))
+    whole = frames_of(run(worker), "a")
+    assert len(whole) > sent
+    sentence = whole[sent - 1].sentence + whole[sent - 1].final if sent else 0
+    done = tokens_of(whole[:sent], sentence)
+    other = stage()
+    work = generate("a", SENTENCES, seed=42)
+    other.accept(replace(work, sentence=sentence, seq=sent, done_tokens=np.array(done, np.int32)))
+    frames = frames_of(run(other), "a")
+    assert [frame.seq for frame in frames] == [*range(sent, sent + len(frames))]
+    for index in range(len(SENTENCES)):
+        assert tokens_of(whole[:sent], index) + tokens_of(frames, index) == tokens_of(whole, index)
+    assert [frame.sentence for frame in frames if frame.final] == [*range(sentence, len(SENTENCES))]
+
+
+def test_a_sentence_that_is_none_of_the_text_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="sentence"):
+        stage().accept(replace(generate("a", SENTENCES), sentence=3))
+
+
 def test_the_first_tokens_travel_in_small_frames_and_later_ones_in_larger() -> None:
     worker = stage()
     worker.accept(generate("a", [np.arange(30, dtype=np.int32)] * 20))
@@ -108,9 +134,9 @@ def test_an_aborted_request_leaves_its_slot_at_once_and_the_others_alone() -> No
 
 def test_lengths_that_do_not_fit_the_text_are_refused() -> None:
     with pytest.raises(ProtocolError, match="lengths"):
-        stage().accept(wire.GenerateWork("a", 0, 1, (3,), np.zeros(2, np.int32), NO_TOKENS, NO_TOKENS))
+        stage().accept(wire.GenerateWork("a", 0, 1, 0, 0, (3,), np.zeros(2, np.int32), NO_TOKENS, NO_TOKENS, NO_TOKENS))
     with pytest.raises(ProtocolError, match="lengths"):
-        stage().accept(wire.GenerateWork("a", 0, 1, (), NO_TOKENS, NO_TOKENS, NO_TOKENS))
+        stage().accept(wire.GenerateWork("a", 0, 1, 0, 0, (), NO_TOKENS, NO_TOKENS, NO_TOKENS, NO_TOKENS))
 
 
 def test_a_sentence_too_long_for_the_model_ends_its_request_and_no_other() -> None:
