@@ -15,7 +15,7 @@ BATCH_BYTES = 32 << 20
 
 
 class Backlog:
-    """At most `most_writes` writes, with messages of at most `most_bytes`, beside one deletion a request."""
+    """At most `most_writes` writes, with messages of at most `most_bytes`, beside one deletion a record."""
 
     def __init__(self, most_writes: int, most_bytes: int) -> None:
         self._most_writes = most_writes
@@ -40,18 +40,18 @@ class Backlog:
         self._kept.discard(request_id)
 
     def put(self, write: Write) -> bool:
-        """Adds a write, unless it is to a record that is not kept. False: no room, so its record is given up."""
-        request_id = write.request_id
-        if isinstance(write, SaveRequest):
-            self.keep(request_id)
-        elif not self.keeps(request_id):
+        """Adds a write, unless it is to a record that is not kept. False: no room, so there is no record any more."""
+        request_id, kept = write.request_id, self.keeps(write.request_id)
+        if not kept and not isinstance(write, SaveRequest):
             return True
         if isinstance(write, DeleteRequest):
             self.give_up(request_id)
             return True
         if len(self._queue) >= self._most_writes or self._bytes + _size(write) > self._most_bytes:
-            self.give_up(request_id)
+            if kept:
+                self.give_up(request_id)
             return False
+        self.keep(request_id)
         self._append(write)
         return True
 

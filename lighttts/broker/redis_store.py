@@ -86,11 +86,12 @@ class RedisStore:
             if new and self._breaker.state is not BreakerState.CLOSED:
                 self._refuse(write.request_id)
                 return
-            if not self._backlog.put(write):
+            put = self._backlog.put(write)
+            if not put and new:
+                full = Unavailable("too much waits to be stored: try again later", retry_after=REFUSED_FOR_S)
+                self._events.stored(write.request_id, full)
+            elif not put:
                 metrics.records_given_up.labels("full").inc()
-                if new:
-                    full = Unavailable("too much waits to be stored: try again later", retry_after=REFUSED_FOR_S)
-                    self._events.stored(write.request_id, full)
             self._condition.notify()
 
     def renew(self) -> None:
