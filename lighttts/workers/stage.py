@@ -103,7 +103,7 @@ class Stage(ABC):
     def step(self) -> list[Result]:
         """Advances all work by one engine step."""
 
-    def watch(self, moved: Callable[[], None]) -> None:  # noqa: B027: a stage of short steps does nothing
+    def watch(self, moved: Callable[[], None]) -> None:  # noqa: B027 - a stage of short steps needs none
         """Has `moved` called every now and then within a long step: by then the engine is not stuck."""
 
 
