@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lighttts.broker.app import TICK_S
+from lighttts.broker.outbox import Channel
 from lighttts.transport import wire
 from lighttts.transport.wire import STAGES, Message
 from tests.broker.harness import CLIENT, Harness, audio, encoded, synth, tokens
@@ -139,3 +140,26 @@ def test_a_cancel_a_lost_client_and_a_deadline_free_the_place_in_the_same_step(s
         assert harness.take(worker)[-1] == wire.Abort("late", 0)
         assert not any(worker.active for worker in harness.core._board.workers)
         assert not harness.core._board.requests.live
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_request_whose_worker_was_lost_keeps_its_deadline_while_it_waits_for_another(stage: str) -> None:
+    harness = Harness()
+    harness.stack()
+    bring(harness, "late", stage)
+    lost = f"{stage}-{EPOCHS[stage]}".encode()
+    harness.gone.add(lost)
+    harness.carry_out(harness.core.gone(Channel.WORKERS, lost, harness.now))
+    harness.take(CLIENT)
+    told(harness)
+    others = [(worker, epoch) for worker, epoch in ALIVE if worker != lost]
+    harness.pass_time(DEADLINE_S - 0.5, alive=others)
+    assert errors(harness) == []
+    harness.pass_time(0.5, alive=others)
+    (error,) = errors(harness)
+    assert (error.request_id, error.code) == ("late", "deadline_exceeded")
+    assert told(harness) == ({b"llm-2": [wire.Abort("late", 0)]} if stage == "decode" else {})
+    harness.worker(stage, 9)
+    assert harness.take(f"{stage}-9".encode()) == []
+    harness.say(wire.EndAck("late"))
+    assert harness.free
