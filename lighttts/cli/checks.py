@@ -147,14 +147,14 @@ def ports(config: Config) -> Iterator[Finding]:
         yield Finding(Level.OK, f"addresses are free: {', '.join(wanted.values())}")
 
 
-def broker(address: str) -> Iterator[Finding]:
-    """A running broker and its workers."""
+def broker(address: str, keys: Path | None = None) -> Iterator[Finding]:
+    """A running broker and its workers; `keys` is the folder of keys to ask it with."""
     from lighttts.client import Client
 
     try:
         if not listening(address):
             raise Unavailable(f"no broker answers at {address}: start one with `lighttts-cli up`")
-        with Client(address) as client:
+        with Client(address, keys=keys) as client:
             status = client.status()
     except LightTTSError as error:
         yield Finding(Level.PROBLEM, error.text)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lighttts.cli import checks
 from lighttts.cli import options as common
+from lighttts.cli.access import access
 from lighttts.cli.checks import Finding, Level
 from lighttts.cli.stack import model_directory
 from lighttts.errors import LightTTSError
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 NAME = "doctor"
 SUMMARY = "say what is missing or misconfigured, and what mends it"
 DESCRIPTION = """\
-Looks at Python and packages, configuration, model directory, device, Redis, addresses, and a running broker with its
-workers. Exit code 0 only if all is well.
+Looks at Python and packages, configuration, model directory, device, Redis, keys, addresses, and a running broker with
+its workers. Exit code 0 only if all is well.
 """
 EPILOG = """\
 examples:
@@ -55,18 +56,19 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
         config = common.configuration(options)
     except LightTTSError as error:
         yield Finding(Level.PROBLEM, error.text)
-        yield from _broker(options.broker or DEFAULT_BROKER, asked=bool(options.broker))
+        yield from _broker(options.broker or DEFAULT_BROKER, options.keys, asked=bool(options.broker))
         return
     yield Finding(Level.OK, f"configuration: {options.config or 'defaults and environment'}")
     yield from checks.files(config)
     yield from checks.redis(config)
+    yield from access(config)
     if not any(finding.level is Level.PROBLEM for finding in package_findings):
         yield from checks.device(config)
         yield from _model(options, config)
     address = options.broker or connectable(config.broker.clients)
     if not options.broker and not listening(address):
         yield from checks.ports(config)
-    yield from _broker(address, asked=bool(options.broker))
+    yield from _broker(address, config.security.keys, asked=bool(options.broker))
 
 
 def _model(options: argparse.Namespace, config: Config) -> Iterator[Finding]:
@@ -76,10 +78,10 @@ def _model(options: argparse.Namespace, config: Config) -> Iterator[Finding]:
         yield Finding(Level.PROBLEM, error.text)
 
 
-def _broker(address: str, *, asked: bool) -> Iterator[Finding]:
+def _broker(address: str, keys: Path | None, *, asked: bool) -> Iterator[Finding]:
     """No broker is a problem only where one was named: `synth` starts its own."""
     if asked or listening(address):
-        yield from checks.broker(address)
+        yield from checks.broker(address, keys)
     else:
         text = f"no broker runs at {address}: `lighttts-cli up` starts one, `synth` one for itself"
         yield Finding(Level.NOTE, text)

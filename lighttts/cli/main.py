@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lighttts import __version__
-from lighttts.cli import doctor, options, status, synth, up, voices
+from lighttts.cli import doctor, keys, options, status, synth, up, voices
 from lighttts.cli.signals import Stopped, raise_stop_signals
 from lighttts.errors import LightTTSError
 
@@ -26,7 +26,8 @@ examples:
   lighttts-cli doctor                                   what is missing, and how to mend it
 
 `lighttts-cli COMMAND --help` tells the rest. Exit codes: 0 done, 64 wrong command line, 65 wrong input, 69 service or
-package missing, 70 failure inside, 75 try again later, 78 wrong configuration or model, 130 interrupted.
+package missing, 70 failure inside, 75 try again later, 77 not let in by the broker, 78 wrong configuration or model,
+130 interrupted.
 """
 
 
@@ -49,7 +50,7 @@ def build_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     parser.add_argument("--version", action="version", version=f"lighttts {__version__}")
     options.add_common(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (synth, up, voices, status, doctor):
+    for module in (synth, up, voices, status, keys, doctor):
         command = commands.add_parser(
             module.NAME,
             help=module.SUMMARY,

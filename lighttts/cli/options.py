@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_common(parser: argparse.ArgumentParser, *, nested: bool = False) -> None:
-    """Adds --broker, --config and --set; those of a command (`nested`) add to those before it."""
+    """Adds --broker, --keys, --config and --set; those of a command (`nested`) add to those before it."""
     group = parser.add_argument_group("which broker and configuration")
     absent = argparse.SUPPRESS if nested else None
     group.add_argument(
@@ -23,6 +24,13 @@ def add_common(parser: argparse.ArgumentParser, *, nested: bool = False) -> None
         metavar="ADDRESS",
         default=absent,
         help=f"the broker's address, tcp://host:port or ipc:///path (default: the configured one, or {DEFAULT_BROKER})",
+    )
+    group.add_argument(
+        "--keys",
+        metavar="DIR",
+        type=Path,
+        default=absent,
+        help="folder of keys for tcp, see `lighttts-cli keys --help` (default: security.keys as configured)",
     )
     group.add_argument(
         "--config", metavar="FILE", type=Path, default=absent, help="configuration file, see conf/lighttts.yaml"
@@ -50,7 +58,12 @@ def configuration(options: argparse.Namespace) -> Config:
         raise MissingDependency(
             f"the configuration needs the Python package {error.name}: pip install 'lighttts[server]'"
         ) from error
-    return load_config(options.config, overrides=options.set)
+    return load_config(options.config, overrides=[*options.set, *_key_setting(options)])
+
+
+def _key_setting(options: argparse.Namespace) -> list[str]:
+    """--keys as the configuration has it; a daemon may run in another folder."""
+    return [f"security.keys={json.dumps(str(options.keys.resolve()))}"] if options.keys else []
 
 
 def broker_address(options: argparse.Namespace) -> str:
@@ -60,6 +73,15 @@ def broker_address(options: argparse.Namespace) -> str:
     if options.config or options.set or any(name.startswith("LIGHTTTS_BROKER__") for name in os.environ):
         return connectable(configuration(options).broker.clients)
     return DEFAULT_BROKER
+
+
+def key_folder(options: argparse.Namespace) -> Path | None:
+    """The folder of keys: --keys, or as configured. A bare install without configuration has none."""
+    if options.keys:
+        return Path(options.keys)
+    if options.config or options.set or any(name.startswith("LIGHTTTS_SECURITY__") for name in os.environ):
+        return configuration(options).security.keys
+    return None
 
 
 def running_broker(options: argparse.Namespace) -> str:
@@ -73,6 +95,6 @@ def running_broker(options: argparse.Namespace) -> str:
 def config_arguments(options: argparse.Namespace) -> list[str]:
     """The options that hand the same configuration to a daemon, which may run in another folder."""
     arguments = ["--config", str(options.config.resolve())] if options.config else []
-    for override in options.set:
+    for override in (*options.set, *_key_setting(options)):
         arguments += ["--set", override]
     return arguments

@@ -137,7 +137,8 @@ class Stack:
 def private_commands(arguments: Sequence[str], model: Path) -> list[Command]:
     """Broker and one worker of each stage on sockets in the private folder, without metrics, serving `model`."""
     settings = [f"broker.{socket}=ipc://{FOLDER}/{socket}" for socket in _SOCKETS]
-    settings += ["broker.state=memory://", f"model.directory={json.dumps(str(model))}"]
+    settings += ["broker.state=memory://", "security.keys=null", "security.ipc_mode=0600"]
+    settings += [f"model.directory={json.dumps(str(model))}"]
     settings += [f"{name}.metrics_port=null" for name in _MODULES]
     flags = [flag for setting in settings for flag in ("--set", setting)]
     return [{"name": name, "arguments": [module, *arguments, *flags]} for name, module in _MODULES.items()]

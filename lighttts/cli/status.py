@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints the status; returns the exit code."""
     from lighttts.client import Client
 
-    with Client(common.running_broker(options)) as client:
+    with Client(common.running_broker(options), keys=common.key_folder(options)) as client:
         status = client.status()
     print(json.dumps(_plain(status)) if options.json else describe(status))
     return 0

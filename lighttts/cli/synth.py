@@ -188,7 +188,7 @@ def _client(options: argparse.Namespace, stack: Stack | None, progress: Progress
     from lighttts.client import Client
 
     if stack is None:
-        return Client(common.running_broker(options))
+        return Client(common.running_broker(options), keys=common.key_folder(options))
     client = Client(private_endpoint(stack), connect_timeout=0.5)
     progress.say("starting the model ...")
     stack.wait_ready(client, dict.fromkeys(STAGES, 1))

@@ -24,6 +24,7 @@ examples:
   lighttts-cli up
   lighttts-cli up --model pretrained_models/CosyVoice2-0.5B --set model.device=cuda
   lighttts-cli up --llm 2 --decode 2
+  lighttts-cli up --keys /etc/lighttts/keys --set broker.clients=tcp://0.0.0.0:5570
 """
 
 
@@ -48,16 +49,16 @@ def run(options: argparse.Namespace) -> int:
     commands = shared_commands(common.config_arguments(options), config, counts, model_directory(config, options.model))
     with Stack(commands, private=False, grace=STOP_GRACE) as stack:
         try:
-            _serve(stack, endpoint, counts)
+            _serve(stack, endpoint, config.security.keys, counts)
         except (KeyboardInterrupt, Stopped):
             _stop(stack)
     return 0
 
 
-def _serve(stack: Stack, endpoint: str, counts: dict[str, int]) -> None:
+def _serve(stack: Stack, endpoint: str, keys: Path | None, counts: dict[str, int]) -> None:
     from lighttts.client import Client
 
-    with Client(endpoint, connect_timeout=0.5) as client:
+    with Client(endpoint, keys=keys, connect_timeout=0.5) as client:
         stack.wait_ready(client, counts)
     workers = ", ".join(f"{count} {stage}" for stage, count in counts.items())
     print(f"READY {endpoint} ({workers})", flush=True)

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints the voices; returns the exit code."""
     from lighttts.client import Client
 
-    with Client(common.running_broker(options)) as client:
+    with Client(common.running_broker(options), keys=common.key_folder(options)) as client:
         voices = client.voices()
     if options.json:
         print(json.dumps({"voices": voices}))

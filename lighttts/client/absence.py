@@ -15,15 +15,19 @@ class Absence:
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
-        self._refused_at = -math.inf
+        self._until = -math.inf
 
     def refused(self, now: float) -> None:
-        """Somebody was there, but the connection was not agreed on."""
-        self._refused_at = now
+        """The broker ended the handshake of a client with a key, which says that it does not take the key, or dies."""
+        self._until = max(self._until, now + REFUSED_FOR)
+
+    def mismatched(self) -> None:
+        """One side wants keys and the other has none; that connection is not tried again."""
+        self._until = math.inf
 
     def error(self, now: float) -> LightTTSError:
         """What to tell those who have waited for a connection in vain."""
-        if now - self._refused_at > REFUSED_FOR:
+        if now > self._until:
             return Unavailable(f"no broker answers at {self._endpoint}: start one with `lighttts-cli up`")
         return AccessDenied(
             f"the broker at {self._endpoint} does not let this client in: use a folder with its broker.key and a "

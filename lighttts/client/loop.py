@@ -54,6 +54,7 @@ class ClientLoop:
         self._sinks: dict[Key, Sink] = {}
         self._outbox: deque[list[Buffer]] = deque()
         self._pid = os.getpid()
+        self._keyed = keys is not None
         self._sockets = Sockets(security=Proof(KeyFolder(keys), Role.CLIENT) if keys else None)
         try:
             self._link, self._watch = self._sockets.watched_dealer(endpoint)
@@ -155,13 +156,17 @@ class ClientLoop:
         self._session.received(frames, time.monotonic())
 
     def _connection_changed(self, peer: bytes, frames: list[bytes]) -> None:
-        change = connection_event(frames)
-        if change is Connection.MADE:
-            self._session.connected(time.monotonic())
-            return
-        if change is Connection.REFUSED:
-            self._session.absence.refused(time.monotonic())
-            return
+        match connection_event(frames):
+            case Connection.MADE:
+                self._session.connected(time.monotonic())
+            case Connection.LOST:
+                self._connection_lost()
+            case Connection.MISMATCHED:
+                self._session.absence.mismatched()
+            case Connection.REFUSED if self._keyed:
+                self._session.absence.refused(time.monotonic())
+
+    def _connection_lost(self) -> None:
         for _, last in self._link.receive(self._link.socket.rcvhwm):
             self._session.received(last, time.monotonic())
         self._outbox.clear()

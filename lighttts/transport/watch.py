@@ -16,11 +16,6 @@ import zmq
 from lighttts.errors import ProtocolError
 from lighttts.transport.schema import Buffer
 
-_REFUSALS = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
-)
 _EVENT = struct.Struct("=HI")
 
 
@@ -29,14 +24,18 @@ class Connection(enum.Enum):
 
     MADE = enum.auto()
     REFUSED = enum.auto()
-    """Somebody is there but does not take our key, is not who we expect or speaks another language; `LOST` follows."""
+    """The handshake was ended: for want of an allowed key, or because the other side died; tried again after `LOST`."""
+    MISMATCHED = enum.auto()
+    """One side wants keys and the other has none, or it speaks another language; never tried again after `LOST`."""
     LOST = enum.auto()
 
 
 _MEANING = {
     zmq.EVENT_HANDSHAKE_SUCCEEDED: Connection.MADE,
     zmq.EVENT_DISCONNECTED: Connection.LOST,
-    **dict.fromkeys(_REFUSALS, Connection.REFUSED),
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: Connection.REFUSED,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: Connection.MISMATCHED,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: Connection.MISMATCHED,
 }
 WATCHED_EVENTS = functools.reduce(operator.or_, _MEANING)
 

@@ -257,8 +257,8 @@ class Worker:
                 self._line.flush()
             case Connection.LOST:
                 self._on(Event.SILENCE)
-            case Connection.REFUSED:
-                text = "the broker does not let this worker in: see `lighttts-cli keys list` there"
+            case Connection.REFUSED | Connection.MISMATCHED:
+                text = "the broker ended the handshake: it does not take this worker's key, or is restarting"
                 self._log.warning(text, endpoint=self._endpoint)
 
     # ---- from the broker -----------------------------------------------------------------------------------------

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from lighttts.broker.app import App
 from lighttts.client import AsyncClient, Client
@@ -20,6 +22,14 @@ from lighttts.transport.sockets import SocketOptions
 from tests.broker.peers import RunningApp
 from tests.client.test_bare_install import FORBIDDEN
 from tests.transport.keys import Keyring
+
+
+@pytest.fixture(autouse=True)
+def _no_logs() -> Iterator[None]:
+    """A broker in a thread must not print while pytest exchanges standard output: that ends the interpreter."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -106,6 +116,8 @@ def test_a_broker_that_refused_and_is_gone_for_a_while_is_absent() -> None:
     absence.refused(10.0)
     assert isinstance(absence.error(10.0 + REFUSED_FOR), AccessDenied)
     assert isinstance(absence.error(10.1 + REFUSED_FOR), Unavailable)
+    absence.mismatched()
+    assert isinstance(absence.error(1e9), AccessDenied)
 
 
 PROGRAM = """

@@ -82,6 +82,12 @@ def events(link: Link, count: int) -> list[Connection]:
     return [connection_event(receive(link)[1]) for _ in range(count)]
 
 
+def await_mismatch(watch: Link) -> None:
+    """Waits until this side has seen that the other wants another mechanism; at first the other may be quicker."""
+    while (event := events(watch, 1)[0]) is not Connection.MISMATCHED:
+        assert event in (Connection.REFUSED, Connection.LOST)
+
+
 # ---- roles ----
 
 
@@ -133,7 +139,7 @@ def test_the_broker_s_own_key_is_nobody_else_s(broker: Broker, keys: Keyring) ->
 def test_a_plain_client_gets_nothing_in_while_others_go_on(broker: Broker, keys: Keyring) -> None:
     with Sockets(IMPATIENT) as plain:
         link, watch = plain.watched_dealer(broker.endpoint(Domain.CLIENTS))
-        assert events(watch, 2) == [Connection.REFUSED, Connection.LOST]
+        await_mismatch(watch)
         assert not link.socket.poll(0, zmq.POLLOUT)
         assert broker.admits(keys.admitted(Role.CLIENT, "alice"), Domain.CLIENTS)
     assert not broker.doors[Domain.CLIENTS].socket.poll(0, zmq.POLLIN)
@@ -152,7 +158,7 @@ def test_a_broker_with_another_key_is_not_spoken_to(broker: Broker, keys: Keyrin
 def test_a_plain_broker_is_not_spoken_to_by_who_has_keys(keys: Keyring) -> None:
     with Sockets() as plain, Sockets(IMPATIENT, keys.admitted(Role.CLIENT, "alice")) as others:
         link, watch = others.watched_dealer(plain.router(ANY_PORT).endpoint)
-        assert events(watch, 2) == [Connection.REFUSED, Connection.LOST]
+        await_mismatch(watch)
         assert not link.socket.poll(0, zmq.POLLOUT)
 
 
