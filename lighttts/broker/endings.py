@@ -58,6 +58,17 @@ class Endings:
         self._step.observe(Metric.FAILURES, label=error.code)
         self._close(request, State.CANCELLED if isinstance(error, Cancelled) else State.FAILED, now, error.code)
 
+    def give_up(self, request: Request, error: LightTTSError, now: float) -> None:
+        """What waits for the client of a request, be it live or closing, gives way to `error`."""
+        if request.state not in CLOSED:
+            self.fail(request, error, now)
+            return
+        request.outbox.clear()
+        request.farewell = error_frames(request.id, error)
+        request.outbox.add(request.farewell)
+        self._step.add(request.outbox)
+        self._step.observe(Metric.FAILURES, label=error.code)
+
     def vanish(self, client: bytes, now: float) -> None:
         """The client is gone: its requests are cancelled, and nobody is told."""
         for request in tuple(self._requests.clients.get(client, {}).values()):

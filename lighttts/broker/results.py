@@ -130,6 +130,7 @@ class Results:
             rows is None
             or len(frames[-1]) != TOKEN_BYTES * rows
             or type(final) is not bool
+            or log.full
             or fields[_SENTENCE[Tokens]] != log.sentence
             or last is not (final and log.sentence + 1 == sentences)
         ):
@@ -187,11 +188,10 @@ class Results:
 
     def _relieve(self, now: float) -> None:
         """Too much waits for clients that take nothing: the one with most waiting is given up."""
-        worst = max(self._live.values(), key=lambda request: request.outbox.size, default=None)
-        if worst and worst.outbox:
-            self._endings.fail(
-                worst, Overloaded("the client does not take its frames: grant credit as they are used"), now
-            )
+        requests = self._board.requests
+        worst = max((*requests.live.values(), *requests.closing.values()), key=lambda request: request.outbox.size)
+        error = Overloaded("the client does not take its frames: grant credit as they are used")
+        self._endings.give_up(worst, error, now)
 
     # ---- results that are used up --------------------------------------------------------------------------------
 

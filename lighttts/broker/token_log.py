@@ -10,6 +10,8 @@ from lighttts.broker.outbox import Frames
 from lighttts.transport.schema import IntArray
 
 TOKEN_BYTES = 4
+MOST = 1 << 20
+"""Tokens at which a log is full, and messages: half a day of speech, which only a defect makes of one text."""
 _TOKENS = np.dtype("<i4")
 
 
@@ -31,6 +33,10 @@ class TokenLog:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def full(self) -> bool:
+        return max(self.tokens, len(self._entries)) >= MOST
 
     def add(self, frames: Frames, rows: int, *, final: bool) -> None:
         """Enters a message of the sentence that is due; `final` ends the sentence."""

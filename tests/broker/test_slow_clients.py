@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lighttts.transport import wire
 from lighttts.transport.wire import Message
 from tests.broker.harness import CLIENT, Harness, audio, encoded, synth, tokens
@@ -100,6 +102,38 @@ def test_a_slow_client_delays_no_other_of_the_same_or_another_client() -> None:
     (error,) = heard(harness)
     assert isinstance(error, wire.Error)
     assert error.request_id == "slow"
+
+
+def test_when_memory_runs_out_a_request_that_waits_only_to_be_read_gives_way_before_one_that_is_read() -> None:
+    harness = streaming("unread", credit=100)
+    begin(harness, "read", credit=100, client=QUICK)
+    harness.full.add(CLIENT)
+    harness.result(*(audio("unread", 3, seq, last=seq == 3) for seq in range(4)))
+    harness.core._board.output.limit = harness.core.load().held_bytes + 1
+    frame = audio("read", 3, 0)
+    harness.result(frame)
+    assert heard(harness, QUICK) == [frame]
+    harness.full.clear()
+    harness.tick()
+    (error,) = heard(harness)
+    assert isinstance(error, wire.Error)
+    assert (error.request_id, error.code) == ("unread", "overloaded")
+    harness.say(wire.EndAck("unread"))
+    assert harness.core.load().held_bytes == 0
+
+
+def test_a_worker_that_makes_tokens_without_end_fails_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lighttts.broker.token_log.MOST", 100)
+    for count, messages in ((25, 5), (0, 101)):
+        harness = Harness()
+        harness.stack()
+        harness.say(synth())
+        harness.result(encoded("r1", 1), *(tokens("r1", 2, seq, count=count) for seq in range(messages - 1)))
+        assert not any(isinstance(message, wire.Error) for message in heard(harness))
+        harness.result(tokens("r1", 2, messages - 1, count=count))
+        (error,) = heard(harness)
+        assert isinstance(error, wire.Error)
+        assert error.code == "worker_failed"
 
 
 def test_what_waited_for_a_slow_client_is_freed() -> None:
