@@ -85,8 +85,8 @@ def test_08_a_second_bind_of_an_ipc_path_fails_clearly_and_steals_nothing(tmp_pa
     endpoints = {name: f"ipc://{tmp_path}/{name}" for name in ("clients", "workers", "results")}
     with broker_process(*(f"{name}={endpoint}" for name, endpoint in endpoints.items())) as first:
         for name, endpoint in endpoints.items():
-            with pytest.raises(ConfigError, match="in use by another process"):
-                RunningApp(**{name: endpoint})
+            with Sockets() as others, pytest.raises(ConfigError, match="in use by another process"):
+                (others.pull if name == "results" else others.router)(endpoint)
         client = Peer(sockets, endpoints["clients"])
         client.say(wire.Hello("me", "test"))
         assert client.hear(wire.Welcome).broker.endswith(f"-{first.pid}")
