@@ -9,6 +9,8 @@
 
 A file has two lines: what it is (``lighttts-key 1 secret client alice``), so that no key can stand where another
 belongs, and the key in Z85 (ZeroMQ RFC 32), 40 characters. Secret keys are readable by their owner alone, as with ssh.
+
+ZeroMQ is imported where it is needed: the command line starts without it.
 """
 
 from __future__ import annotations
@@ -23,9 +25,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import zmq
-import zmq.utils.z85 as z85
 
 from lighttts.errors import ConfigError
 
@@ -83,6 +82,8 @@ class KeyFolder:
 
     def pair(self, role: Role) -> KeyPair:
         """The key pair that this machine has as `role`."""
+        import zmq
+
         secret = _read(self.secret_file(role), "secret", role)
         return KeyPair(zmq.curve_public(secret), secret)
 
@@ -147,6 +148,8 @@ class KeyFolder:
 
 def new_pair() -> KeyPair:
     """A key pair that nobody had before."""
+    import zmq
+
     return KeyPair(*zmq.curve_keypair())
 
 
@@ -175,6 +178,8 @@ def _read(path: Path, kind: str, role: Role) -> bytes:
 
 def _is_key(text: str) -> bool:
     """Whether 40 characters of Z85's alphabet stand for 32 bytes: some groups of five are above 2**32."""
+    from zmq.utils import z85
+
     try:
         z85.decode(text)
     except struct.error:
