@@ -167,9 +167,8 @@ class RedisStore:
             now = time.monotonic()
             with self._condition:
                 allowed = self._breaker.allow(now)
-                trial = self._breaker.state is BreakerState.HALF_OPEN
                 wait = self._breaker.retry_after(now)
-                lease = trial or self._renew
+                lease = self._renew
                 self._show()
             if allowed:
                 try:
@@ -183,7 +182,7 @@ class RedisStore:
                 return False
 
     def _execute(self, batch: list[Write], lease: bool) -> list[Outcome]:
-        """Writes `batch`, and the lease: what tells of a trial whether Redis takes writes. Raises what went wrong."""
+        """Writes `batch`, and the lease if it is due. Raises what went wrong."""
         for known in (True, False):
             with self._redis.pipeline(transaction=False) as pipe:
                 for write in batch:

@@ -34,12 +34,12 @@ def log_of(server: RedisServer, request_id: str) -> list[int]:
 
 
 class SlowLink:
-    """A way to a Redis on which every answer takes `delay` seconds, from when it is set."""
+    """A way to a Redis on which every answer takes `delay` seconds. New connections lead to `path`."""
 
     def __init__(self, path: Path) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._path, self.delay = str(path), 0.0
+        self.path, self.delay = path, 0.0
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -50,7 +50,7 @@ class SlowLink:
             except OSError:
                 return
             far = socket.socket(socket.AF_UNIX)
-            far.connect(self._path)
+            far.connect(str(self.path))
             self._open += [near, far]
             for source, sink, slow in ((near, far, False), (far, near, True)):
                 threading.Thread(target=self._relay, args=(source, sink, slow), daemon=True).start()
@@ -253,6 +253,37 @@ def test_a_key_that_somebody_else_wrote_spoils_one_record_only(
         assert not look.exists(*keys_of("r1"))
     assert log_of(redis_server, "r2") == [0, 1]
     assert told.changed.empty()
+
+
+def test_a_request_id_that_is_used_again_at_once_is_a_new_record(redis_server: RedisServer, told: Told) -> None:
+    store = open_store(redis_server.url, told, QUICK._replace(breaker_failures=1000))
+    write_safely(store, told, record_of("r1")[0])
+    with redis_server.client() as look:
+        look.config_set("min-replicas-to-write", 1)
+        store.write(AppendTokens("r1", 7, TOKENS[0]))
+        for write in (DeleteRequest("r1"), *record_of("r1")):
+            store.write(write)
+        look.config_set("min-replicas-to-write", 0)
+    write_safely(store, told, AppendTokens("r1", 2, TOKENS[2]))
+    assert log_of(redis_server, "r1") == [0, 1, 2]
+    store.close(1.0)
+
+
+def test_an_address_that_leads_to_another_redis_now_is_connected_to_anew(
+    redis_server: RedisServer, slow_link: SlowLink, told: Told, tmp_path: Path
+) -> None:
+    store = open_store(slow_link.url, told)
+    write_safely(store, told, *record_of("r1"))
+    successor = RedisServer(tmp_path)
+    successor.start()
+    with redis_server.client() as look:
+        look.replicaof("127.0.0.1", 1)
+    slow_link.path = successor.path
+    store.write(AppendTokens("r1", 2, TOKENS[2]))
+    write_safely(store, told, *record_of("r2"))
+    assert log_of(successor, "r2") == [0, 1]
+    store.close(1.0)
+    successor.kill()
 
 
 def test_a_write_that_is_repeated_changes_nothing(redis_server: RedisServer, store: RedisStore, told: Told) -> None:
