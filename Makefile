@@ -44,8 +44,9 @@ lint: setup-dev ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy lighttts
 
-chaos: setup-dev ## fault tests with real processes
-	$(BIN)/python -m pytest tests/chaos
+chaos: setup-dev ## break everything: the matrix of faults, and 100,000 steps of the broker's model
+	$(BIN)/python -m tests.broker.test_core_stateful --steps 100000
+	$(BIN)/python -m tests.chaos.matrix
 
 bench: setup ## the broker's relay against a bare ROUTER
 	$(BIN)/python benchmarks/broker_relay.py

@@ -152,6 +152,11 @@ class FakeWorker:
     registrations: int = 0
 
     @property
+    def loss(self) -> tuple[bytes, int]:
+        """What stands for losing this registration of it."""
+        return self.identity, self.registrations
+
+    @property
     def working(self) -> bool:
         """Whether its engine runs."""
         return self.alive and not self.silent and not self.hung

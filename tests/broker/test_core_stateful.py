@@ -124,6 +124,8 @@ class Broker(RuleBasedStateMachine):
         client, output, credit = pick(CLIENTS), pick(wire.OUTPUTS), pick(range(21))
         lengths = tuple(pick(range(1, 5)) for _ in range(pick(range(1, 4))))
         request = FakeRequest(f"r{len(self.requests)}", client, output, lengths, credit, self.harness.now)
+        # A worker that is dead already takes what it is sent with it, until the broker notices.
+        request.losses = {worker.loss for worker in self.workers.values() if not worker.working}
         self.requests[request.id] = request
         self.harness.gone.discard(client)
         self._say(request, synth(request.id, output=output, credit=credit))
@@ -222,7 +224,7 @@ class Broker(RuleBasedStateMachine):
         self.missed = True
         for request in self.requests.values():
             if not request.last_word:
-                request.losses.add((worker.identity, worker.registrations))
+                request.losses.add(worker.loss)
 
     def _register_again(self, pick: Pick) -> None:
         """With the same epoch, as after a lost connection: results on their way belong to what it no longer does."""
@@ -278,6 +280,7 @@ class Broker(RuleBasedStateMachine):
 
     def _hang(self, pick: Pick) -> None:
         if worker := self._some(pick, lambda worker: worker.working):
+            self._lost(worker)
             worker.hung = True
 
     # ---- network and time ----------------------------------------------------------------------------------------
@@ -297,8 +300,6 @@ class Broker(RuleBasedStateMachine):
             if worker.alive and not worker.silent:
                 worker.progress += not worker.hung
                 self._control(worker, wire.Heartbeat(worker.epoch, len(worker.jobs), 0, worker.progress))
-            if not worker.working and self.harness.core._board.workers.by_epoch(worker.epoch):
-                self._lost(worker)
         self.harness.tick(seconds)
 
     def _lose_a_busy_worker(self, pick: Pick) -> None:

@@ -153,10 +153,9 @@ def until(condition: Callable[[], bool], otherwise: str, seconds: float = 30.0) 
         time.sleep(POLL)
 
 
-def speaker(cluster: Cluster, text: str, seed: int, output: Path) -> subprocess.Popen[bytes]:
-    """A client in a process of its own, so that it can be killed and stopped; its samples go to `output` as made."""
+def speaker(cluster: Cluster, text: str, seed: int) -> subprocess.Popen[bytes]:
+    """A client in a process of its own, so that it can be killed; its 16-bit samples come on its standard output."""
     command = [sys.executable, "-m", "lighttts.cli.main", "synth", text, "--seed", str(seed), "--quiet"]
-    with output.open("wb") as samples, (cluster.folder / "speaker.log").open("ab") as log:
-        return subprocess.Popen(
-            [*command, "--broker", cluster.endpoint, "--format", "pcm", "-o", "-"], stdout=samples, stderr=log, cwd=ROOT
-        )
+    end = ["--broker", cluster.endpoint, "--format", "pcm", "-o", "-"]
+    with (cluster.folder / "speaker.log").open("ab") as log:
+        return subprocess.Popen([*command, *end], stdout=subprocess.PIPE, stderr=log, cwd=ROOT)

@@ -16,6 +16,7 @@ from tests.system.stack import STAGES
 MIDDLE = 0.4
 END = 0.8
 """Share of all audio heard, for components that have no work of their own to be caught in the middle of."""
+SLOW = "reads nothing"
 MOMENTS = ("before first audio", "mid-stream", "near the end")
 
 
@@ -59,6 +60,7 @@ FAULTS = {
     "aborts": Fault(_break("abort")),
     "link stalls": Fault(_stall, _mend, leaves_dead=False),
     "link cut": Fault(_cut, _mend, leaves_dead=False),
+    SLOW: Fault(lambda cluster, name: None, leaves_dead=False),
 }
 
 
@@ -79,12 +81,13 @@ def cells() -> list[Cell]:
         Cell(fault, stage, moment)
         for moment in MOMENTS
         for fault in FAULTS
+        if fault != SLOW
         for stage in STAGES
         if stage != "encode" or moment == MOMENTS[0]
     ]
     others = [
         Cell(fault, component, moment)
-        for component, faults in (("redis", ("stopped", "killed")), ("client", ("killed", "stopped")))
+        for component, faults in (("redis", ("stopped", "killed")), ("client", ("killed", SLOW)))
         for fault in faults
         for moment in (MOMENTS if component == "redis" else MOMENTS[1:2])
     ]
