@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from itertools import islice
 
 import redis
 
@@ -29,14 +28,12 @@ class Look:
         self._owner = owner
         self._where = where
 
-    def load(self) -> Loaded:
-        """Every record. Damaged ones are removed, except those of brokers that live."""
+    def load(self, *request_ids: str) -> Loaded:
+        """Every record, or those of these requests. Damaged ones are removed, except those of brokers that live."""
         loaded = Loaded({}, {})
         with self._asking():
-            ids = iter(self._request_ids())
-            while some := [*islice(ids, AT_ONCE)]:
-                for request_id in some:
-                    self._load(request_id, loaded)
+            for request_id in request_ids or self._request_ids():
+                self._load(request_id, loaded)
         return loaded
 
     def claim(self, request_id: str, lease_s: float) -> bool:

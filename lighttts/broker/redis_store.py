@@ -109,9 +109,12 @@ class RedisStore:
                 return f"{self._problem} ({self._breaker.failures} failures in a row)"
             return f"{self._problem}; it is tried again in {self._breaker.retry_after(time.monotonic()):.0f} s"
 
-    def load(self) -> Loaded:
-        """Everything stored, of all brokers; what cannot be used is removed. Blocks. Raises `Unavailable`."""
-        return self._look.load()
+    def load(self, *request_ids: str) -> Loaded:
+        """Everything stored, of all brokers, or of these requests only; what cannot be used is removed.
+
+        Blocks. Raises `Unavailable`.
+        """
+        return self._look.load(*request_ids)
 
     def claim(self, request_id: str) -> bool:
         """Makes a stored request this broker's, unless its owner lives. Blocks. Raises `Unavailable`."""

@@ -71,8 +71,8 @@ class StateStore(Protocol):
     def renew(self) -> None:
         """Renews the lease of this broker, without blocking: to be called several times a lease."""
 
-    def load(self) -> Loaded:
-        """Everything stored, of all brokers. Claim a request before going on with it, and load it again after that."""
+    def load(self, *request_ids: str) -> Loaded:
+        """Everything stored, of all brokers, or of these requests only. Claim a request before going on with it, and load it again after that."""
 
     def claim(self, request_id: str) -> bool:
         """Makes a stored request this broker's, unless its owner lives or nothing is stored of it."""
@@ -117,9 +117,12 @@ class MemoryStore:
     def renew(self) -> None:
         """Nobody else looks."""
 
-    def load(self) -> Loaded:
+    def load(self, *request_ids: str) -> Loaded:
         """What this process has stored."""
-        return Loaded(dict(self.requests), {})
+        wanted = request_ids or tuple(self.requests)
+        return Loaded(
+            {request_id: self.requests[request_id] for request_id in wanted if request_id in self.requests}, {}
+        )
 
     def claim(self, request_id: str) -> bool:
         """Every stored request is this process' own."""

@@ -93,6 +93,17 @@ def test_redis_gives_back_to_another_broker_what_a_dead_one_stored(
     )
 
 
+def test_some_requests_are_read_by_their_ids(store: RedisStore, told: Told) -> None:
+    memory = MemoryStore()
+    writes = (*record_of("r1"), *record_of("r2"), *record_of("r3"))
+    for write in writes:
+        memory.write(write)
+    write_safely(store, told, *writes)
+    for each in (memory, store):
+        assert each.load("r1", "r3", "never was").requests.keys() == {"r1", "r3"}
+        assert each.load("never was").requests == {}
+
+
 def test_hundreds_of_records_are_read(store: RedisStore, told: Told, other: tuple[RedisStore, Told]) -> None:
     write_safely(store, told, *(record_of(f"r{number}")[0] for number in range(300)))
     assert other[0].load().requests.keys() >= {f"r{number}" for number in range(300)}
