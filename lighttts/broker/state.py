@@ -72,7 +72,10 @@ class StateStore(Protocol):
         """Renews the lease of this broker, without blocking: to be called several times a lease."""
 
     def load(self, *request_ids: str) -> Loaded:
-        """Everything stored, of all brokers, or of these requests only. Claim a request before going on with it, and load it again after that."""
+        """Everything stored, of all brokers, or of these requests only.
+
+        Claim a request before going on with it, and load it again after that.
+        """
 
     def claim(self, request_id: str) -> bool:
         """Makes a stored request this broker's, unless its owner lives or nothing is stored of it."""
