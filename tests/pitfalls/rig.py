@@ -127,6 +127,11 @@ def workers(client: Peer) -> list[str]:
     return sorted(row.worker for row in status(client).workers)
 
 
+def credits(client: Peer) -> list[int]:
+    """What each worker may be sent, in the order of their registration."""
+    return [row.credit for row in status(client).workers]
+
+
 def wait_for(condition: Callable[[], bool], client: Peer) -> None:
     """Asks the broker for its status, which lets its loop turn, until `condition` holds."""
     deadline = time.monotonic() + PATIENCE

@@ -8,7 +8,7 @@ from lighttts.transport import wire
 from lighttts.transport.transport import Sockets
 from tests.broker.harness import synth
 from tests.broker.peers import Peer, RunningApp
-from tests.pitfalls.rig import Hand, process, status, told, wait_until_known
+from tests.pitfalls.rig import Hand, credits, process, status, told, wait_for
 
 STUCK = """
 import signal, sys
@@ -30,7 +30,7 @@ def test_03_a_stuck_worker_swallows_only_what_it_has_granted_credit_for(sockets:
         client = Peer(sockets, running.endpoints.clients)
         with process("-c", STUCK, running.endpoints.workers) as stuck:
             assert told(stuck) == "granted"
-            wait_until_known(client, "stuck")
+            wait_for(lambda: credits(client) == [1], client)
             client.say(*(synth(name) for name in names))
             worker = Hand(sockets, running.endpoints, "encode", 1)
             taken = [worker.hear(wire.EncodeWork).request_id for _ in names[1:]]

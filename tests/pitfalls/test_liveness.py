@@ -16,7 +16,7 @@ from tests.broker import peers
 from tests.broker.conftest import RedisServer
 from tests.broker.harness import synth
 from tests.broker.peers import Peer, RunningApp
-from tests.pitfalls.rig import Crew, Hand, connected, process, receive, status, wait_for, workers
+from tests.pitfalls.rig import Crew, Hand, connected, credits, process, receive, status, wait_for, workers
 
 
 def test_04_a_new_boot_of_a_worker_neither_waits_for_nor_steals_from_the_one_before(sockets: Sockets) -> None:
@@ -35,7 +35,7 @@ def test_04_a_new_boot_of_a_worker_neither_waits_for_nor_steals_from_the_one_bef
             with process(*command):
                 wait_for(lambda: bool(boots() - known), client)
                 first.send_signal(signal.SIGCONT)
-                wait_for(lambda: len(boots()) == 2, client)
+                wait_for(lambda: credits(client) == [4, 4], client)
                 encoder = Hand(sockets, broker.endpoints, "encode", 1)
                 for name in names:
                     client.say(synth(name, output="tokens"))
