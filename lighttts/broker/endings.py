@@ -74,7 +74,9 @@ class Endings:
         for request in tuple(self._requests.clients.get(client, {}).values()):
             if request.state not in CLOSED:
                 self.fail(request, Cancelled("the client is gone"), now)
-            self.forget(request, now)
+            # Where too many wait to be acknowledged, failing one forgets another, which may be of this client.
+            if request.state is not State.FORGOTTEN:
+                self.forget(request, now)
 
     def forget(self, request: Request, now: float) -> None:
         """Removes all trace of a closing request."""

@@ -309,3 +309,14 @@ def test_busy_workers_are_no_missing_workers() -> None:
     harness.take(CLIENT)
     harness.pass_time(20, alive=ALIVE)
     assert {type(message) for message in harness.take(CLIENT)} == {wire.Welcome}
+
+
+def test_a_client_that_vanishes_with_more_unacknowledged_ends_than_are_kept_leaves_nothing_behind() -> None:
+    harness = Harness(max_requests=2)
+    harness.stack()
+    harness.say(synth("live"))
+    for ended in ("r2", "r3"):
+        harness.say(synth(ended), wire.Cancel(ended))
+    harness.gone.add(CLIENT)
+    harness.carry_out(harness.core.gone(Channel.CLIENTS, CLIENT, harness.now))
+    assert harness.free

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,8 @@ class Link:
     def __enter__(self) -> Link:
         self._thread.start()
         self._flows.set()
-        asyncio.run_coroutine_threadsafe(asyncio.start_unix_server(self._serve, self._near), self._loop).result()
+        listening = asyncio.start_unix_server(self._serve, self._near)
+        self._server = asyncio.run_coroutine_threadsafe(listening, self._loop).result()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
@@ -67,33 +67,41 @@ class Link:
         self._flows.set()
 
     async def _end(self) -> None:
+        self._server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for writer in self._writers:
-            writer.transport.abort()
+        # Transports close in a turn of the loop that comes after they are told to.
+        await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._refuses:
-            writer.transport.abort()
-            return
+        self._writers.add(writer)
         try:
-            far_reader, far_writer = await asyncio.open_unix_connection(self._far)
-        except OSError:
+            if not self._refuses:
+                await self._connect(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
             writer.transport.abort()
-            return
-        both = {writer, far_writer}
-        self._writers |= both
+            self._writers.discard(writer)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_unix_connection(self._far)
+        self._writers.add(far_writer)
         try:
             await asyncio.gather(self._forward(reader, far_writer), self._forward(far_reader, writer))
         finally:
-            self._writers -= both
+            far_writer.transport.abort()
+            self._writers.discard(far_writer)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while data := await reader.read(CHUNK):
                 await self._flows.wait()
                 writer.write(data)
                 await writer.drain()
-        writer.transport.abort()
+        except OSError:
+            pass
+        finally:
+            writer.transport.abort()
