@@ -3,8 +3,8 @@
 Three processes each time: a source that pushes audio frames, the relay, a sink that takes them on the clients' sockets.
 The relay is stopped (SIGSTOP) while the source queues all frames, so that what is measured, from SIGCONT to the last
 frame at the sink, is the relay under full load. The bare relay drains a PULL and sends to a ROUTER, nothing else; the
-broker is the real one: it checks each frame, keeps order and clients' credit, counts and measures. Runs alternate, the
-median counts.
+broker is the real one: it checks each frame, keeps order and clients' credit, counts and measures. It is measured
+without keys and, last, with: then everything passes over CURVE. Runs alternate, the median counts.
 
     python benchmarks/broker_relay.py [--frames N] [--streams N] [--samples N] [--runs N] [--json]
 """
@@ -12,24 +12,31 @@ median counts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import zmq
 
 from lighttts.broker.app import App
+from lighttts.cli.main import main as lighttts_cli
 from lighttts.config import BrokerConfig, LogConfig
 from lighttts.logs import configure
 from lighttts.transport import wire
+from lighttts.transport.keyfiles import KeyFolder, Role
 from lighttts.transport.reactor import DRAIN_BUDGET
+from lighttts.transport.security import Proof
 from lighttts.transport.sockets import SocketOptions, make_socket
 from lighttts.transport.transport import Link, Sockets
 
@@ -42,11 +49,19 @@ EPOCHS = dict(zip(wire.STAGES, (1, 2, 3), strict=True))
 
 
 class Plan(NamedTuple):
-    """What one run relays: `frames` frames of `samples` 16-bit samples, in turn for each of `streams` requests."""
+    """What one run relays: `frames` frames of `samples` 16-bit samples, in turn for each of `streams` requests.
+
+    `keys` is the key folder, if there is one.
+    """
 
     frames: int
     streams: int
     samples: int
+    keys: str = ""
+
+    def proof(self, role: Role) -> Proof | None:
+        """What to connect with."""
+        return Proof(KeyFolder(Path(self.keys)), role) if self.keys else None
 
     @property
     def each(self) -> int:
@@ -67,7 +82,8 @@ class Figure(NamedTuple):
 def broker(pipe: Connection, plan: Plan) -> None:
     """The real broker."""
     configure("broker", LogConfig(level="error", format="json"))
-    app = App(BrokerConfig(clients=ANY, workers=ANY, results=ANY, expiry_s=600, metrics_port=None))
+    settings = BrokerConfig(clients=ANY, workers=ANY, results=ANY, expiry_s=600, metrics_port=None)
+    app = App(settings, keys=KeyFolder(Path(plan.keys)) if plan.keys else None)
     signal.signal(signal.SIGTERM, lambda *_: app.terminate())
     pipe.send(app.endpoints)
     app.run()
@@ -104,7 +120,7 @@ def bare(pipe: Connection, plan: Plan) -> None:
 
 def source(pipe: Connection, plan: Plan, workers: str, results: str) -> None:
     """Plays the workers (if there is an address for them) up to where audio is due, then pushes all of it."""
-    with Sockets(UNBOUNDED) as sockets:
+    with Sockets(UNBOUNDED, plan.proof(Role.WORKER)) as sockets:
         push = sockets.push(results)
         if workers:
             _play_workers(sockets, push, plan, workers)
@@ -159,7 +175,7 @@ def _send(link: Link, message: wire.Message) -> None:
 
 def sink(pipe: Connection, plan: Plan, clients: str, *, asks: bool) -> None:
     """Takes all frames, granting credit as it goes; says when the last one came. `asks`: the relay wants requests."""
-    with Sockets(UNBOUNDED) as sockets:
+    with Sockets(UNBOUNDED, plan.proof(Role.CLIENT)) as sockets:
         links = [sockets.dealer(clients) for _ in range(CLIENTS)]
         for number, link in enumerate(links):
             while not link.broadcast([f"{number:04}".encode()]):
@@ -245,22 +261,28 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     plan = Plan(options.frames // options.streams * options.streams, options.streams, options.samples)
-    runs: dict[str, list[Figure]] = {"bare": [], "broker": []}
-    for _ in range(options.runs):
-        runs["bare"].append(measure(bare, plan))
-        runs["broker"].append(measure(broker, plan))
+    runs: dict[str, list[Figure]] = {"bare": [], "broker": [], "curve": []}
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stdout(sys.stderr):
+            lighttts_cli(["--keys", folder, "keys", "create"])
+        for _ in range(options.runs):
+            runs["bare"].append(measure(bare, plan))
+            runs["broker"].append(measure(broker, plan))
+            runs["curve"].append(measure(broker, plan._replace(keys=folder)))
     middle = {name: Figure(*map(statistics.median, zip(*figures, strict=True))) for name, figures in runs.items()}
     share = middle["broker"].frames_per_second / middle["bare"].frames_per_second
     cpu_share = middle["bare"].cpu_us / middle["broker"].cpu_us
+    curve = middle["curve"].frames_per_second / middle["broker"].frames_per_second
     if options.json:
         figures = {name: figure._asdict() for name, figure in middle.items()}
-        print(json.dumps({**plan._asdict(), **figures, "share": share, "cpu_share": cpu_share}))
+        print(json.dumps({**plan._asdict(), **figures, "share": share, "cpu_share": cpu_share, "curve": curve}))
         return
     print(f"{plan.frames} frames of {plan.samples} samples, {plan.streams} requests, {CLIENTS} clients")
     print(f"{'relay':<8}{'frames/s':>12}{'CPU us/frame':>14}")
     for name, figure in middle.items():
         print(f"{name:<8}{figure.frames_per_second:>12,.0f}{figure.cpu_us:>14.1f}")
     print(f"the broker relays {share:.0%} of what the bare relay does ({cpu_share:.0%} by CPU time of the thread)")
+    print(f"over CURVE it relays {curve:.0%} of what it relays in plain")
 
 
 if __name__ == "__main__":
