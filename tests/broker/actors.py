@@ -150,6 +150,8 @@ class FakeWorker:
     hung: bool = False
     progress: int = 0
     registrations: int = 0
+    joining: int = 0
+    """Registrations that are not answered yet."""
 
     @property
     def loss(self) -> tuple[bytes, int]:

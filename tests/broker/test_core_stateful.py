@@ -191,12 +191,14 @@ class Broker(RuleBasedStateMachine):
         worker.jobs.clear()
         worker.granted = 0
         worker.registrations += 1
+        worker.joining += 1
         hello = wire.Register(f"w{worker.epoch}", worker.epoch, worker.stage, "", "", 24000, ("anna",))
         self._control(worker, hello)
-        self._grant(worker, credit)
+        if not worker.hung:
+            self._grant(worker, credit)
 
     def _grant_more(self, pick: Pick) -> None:
-        if worker := self._some(pick, lambda worker: worker.ready and not worker.silent):
+        if worker := self._some(pick, lambda worker: worker.ready and worker.working):
             self._grant(worker, pick(range(1, 4)))
 
     def _grant(self, worker: FakeWorker, credit: int) -> None:
@@ -328,7 +330,12 @@ class Broker(RuleBasedStateMachine):
                     request.read(message, self.harness.now, DEADLINE_S, self.missed)
 
     def _worker_reads(self, worker: FakeWorker, message: Message) -> None:
-        if isinstance(message, wire.EncodeWork | wire.GenerateWork | wire.DecodeWork):
+        if isinstance(message, wire.Registered):
+            worker.joining -= 1
+        elif worker.joining:
+            # What crosses `Register` belongs to a registration that is void.
+            return
+        elif isinstance(message, wire.EncodeWork | wire.GenerateWork | wire.DecodeWork):
             worker.granted -= 1
             assert worker.granted >= 0, "more work than granted"
             assert worker.stage == {"E": "encode", "G": "llm", "D": "decode"}[type(message).__name__[0]]
