@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import structlog
 
+from lighttts.cli.stack import private_commands
 from lighttts.client import Client
+from lighttts.config import load_config
 from lighttts.errors import AccessDenied
 from lighttts.transport.keyfiles import KeyFolder, Role
 from lighttts.transport.sockets import SocketOptions
@@ -238,3 +240,10 @@ def test_a_command_that_is_not_let_in_says_so(created: Keys, broker: str, run: R
     assert (done.code, done.out) == (77, b"")
     assert "does not let this client in" in done.err
     assert "--keys DIR" in done.err
+
+
+def test_a_private_stack_needs_no_keys_though_others_are_configured(tmp_path: Path) -> None:
+    for command in private_commands(["--set", f"security.keys={tmp_path / 'none'}"], tmp_path):
+        words = command["arguments"]
+        settings = [setting for flag, setting in zip(words, words[1:], strict=False) if flag == "--set"]
+        assert load_config(overrides=settings, environ={}).security.keys is None
