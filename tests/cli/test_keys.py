@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import stat
@@ -245,5 +246,5 @@ def test_a_command_that_is_not_let_in_says_so(created: Keys, broker: str, run: R
 def test_a_private_stack_needs_no_keys_though_others_are_configured(tmp_path: Path) -> None:
     for command in private_commands(["--set", f"security.keys={tmp_path / 'none'}"], tmp_path):
         words = command["arguments"]
-        settings = [setting for flag, setting in zip(words, words[1:], strict=False) if flag == "--set"]
+        settings = [setting for flag, setting in itertools.pairwise(words) if flag == "--set"]
         assert load_config(overrides=settings, environ={}).security.keys is None
