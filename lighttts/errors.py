@@ -108,6 +108,14 @@ class WorkerFailed(LightTTSError):
     default_retryable = True
 
 
+class UnknownRequest(LightTTSError):
+    """The broker that was asked to go on with a request knows nothing of it."""
+
+    code = "unknown_request"
+    exit_code = 75
+    default_retryable = True
+
+
 class Poison(LightTTSError):
     """The request has ended the workers that computed it, one after another: it is not tried again."""
 
@@ -154,6 +162,7 @@ BY_CODE: dict[str, type[LightTTSError]] = {
         Cancelled,
         SlowClient,
         WorkerFailed,
+        UnknownRequest,
         Poison,
         ModelError,
         ConfigError,

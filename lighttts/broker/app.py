@@ -12,9 +12,10 @@ from lighttts import metrics
 from lighttts.broker.core import Core
 from lighttts.broker.door import Door
 from lighttts.broker.executor import SERVICE, Executor
+from lighttts.broker.fetch import Fetcher
 from lighttts.broker.outbox import Channel
 from lighttts.broker.redis_store import Limits, RedisStore
-from lighttts.broker.state import MemoryStore, StateStore, StoreEvents
+from lighttts.broker.state import MemoryStore, Saved, StateStore, StoreEvents
 from lighttts.config import BrokerConfig
 from lighttts.errors import InternalError, LightTTSError
 from lighttts.logs import get_logger
@@ -71,6 +72,7 @@ class App:
         self._door = Door(clock)
         self._sockets = Sockets(options, Guard(keys, self._refused) if keys else None)
         self._store: StateStore | None = None
+        self._fetcher: Fetcher | None = None
         self._health: metrics.HealthServer | None = None
         try:
             self._open()
@@ -90,7 +92,10 @@ class App:
         self._core = core = Core(
             settings, name=self._name, store=store.name, durable=store.durable, now=self._clock(), who=self._who
         )
-        self._executor = Executor(core, self._clients, self._workers, store, self._clock)
+        self._fetcher = fetcher = Fetcher(
+            store, lambda request_id, saved: self._reactor.post(lambda: self._fetched(request_id, saved))
+        )
+        self._executor = Executor(core, self._clients, self._workers, store, self._clock, fetcher.fetch)
         self._listen(results)
 
     def _refused(self, refusal: Refusal) -> None:
@@ -153,6 +158,8 @@ class App:
         """Closes sockets, store and metrics; messages already sent have the bounded linger time to leave."""
         self._closed = True
         self._sockets.close()
+        if self._fetcher:
+            self._fetcher.close(STORE_CLOSE_S)
         if self._store:
             self._store.close(STORE_CLOSE_S)
         if self._health:
@@ -195,6 +202,8 @@ class App:
         notify("WATCHDOG=1")
 
     def _report(self) -> None:
+        if self._store:
+            self._store.renew()
         load = self._core.load()
         metrics.queue_length.labels(SERVICE).set(load.waiting)
         metrics.active_requests.labels(SERVICE).set(load.active)
@@ -225,6 +234,9 @@ class App:
     def _stored(self, request_id: str, error: LightTTSError | None) -> None:
         self._executor.run(self._core.stored(request_id, error, self._clock()))
 
+    def _fetched(self, request_id: str, saved: Saved | None) -> None:
+        self._executor.run(self._core.fetched(request_id, saved, self._clock()))
+
     def _store_changed(self, problem: str) -> None:
         self._store_problem = problem
         if problem:
@@ -234,6 +246,7 @@ class App:
 
     def _lost(self, request_id: str) -> None:
         self._log.warning("another broker has claimed a request", request_id=request_id)
+        self._executor.run(self._core.claimed(request_id, self._clock()))
 
     def _store_crashed(self, error: BaseException) -> None:
         self._crash = error

@@ -12,6 +12,7 @@ from lighttts.broker.endings import Endings, refuse
 from lighttts.broker.instructions import Metric, Reply, SaveRequest
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.requests import CLOSED, Request, State
+from lighttts.broker.resume import Resumption
 from lighttts.broker.slow import SlowClients
 from lighttts.errors import Cancelled, LightTTSError, ProtocolError
 from lighttts.transport.wire import (
@@ -22,6 +23,7 @@ from lighttts.transport.wire import (
     Hello,
     ListVoices,
     Message,
+    Resume,
     Status,
     Synth,
     Voices,
@@ -34,7 +36,7 @@ from lighttts.transport.wire import (
 class Clients:
     """Handles the messages of clients."""
 
-    def __init__(self, board: Board, dispatcher: Dispatcher, endings: Endings) -> None:
+    def __init__(self, board: Board, dispatcher: Dispatcher, endings: Endings, resumption: Resumption) -> None:
         self._board = board
         self._step = board.step
         self._settings = board.settings
@@ -46,6 +48,7 @@ class Clients:
         self._handlers: dict[type[Message], Callable[..., None]] = {
             Hello: self._hello,
             Synth: self._synth,
+            Resume: resumption.ask,
             Credit: self._credit,
             Cancel: self._cancel,
             EndAck: self._end_ack,

@@ -6,6 +6,7 @@ waits, or fails because of what a peer sends: a message that makes no sense is a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,9 +19,11 @@ from lighttts.broker.instructions import DeleteRequest, Instruction, Reply
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.quota import by_connection
 from lighttts.broker.results import Results
+from lighttts.broker.resume import Resumption
+from lighttts.broker.state import Saved
 from lighttts.broker.takeover import Takeover
 from lighttts.config import BrokerConfig
-from lighttts.errors import DeadlineExceeded, LightTTSError, NoWorker, Unavailable
+from lighttts.errors import DeadlineExceeded, LightTTSError, NoWorker, Unavailable, UnknownRequest
 from lighttts.transport.wire import STAGES
 
 PROBE_INTERVAL_S = 2.0
@@ -43,7 +46,7 @@ class Load(NamedTuple):
 class Core:
     """All of the broker's knowledge. `durable`: the state store answers when a new request's record is safe.
 
-    `who`: what a client's routing id stands for where quotas are counted.
+    `who`: what a client's routing id stands for where quotas are counted. `wall` tells Unix time.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Core:
         durable: bool,
         now: float,
         who: Callable[[bytes], bytes] = by_connection,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._board = board = Board(settings, name, store, durable, now, who)
         self._step = board.step
@@ -63,7 +67,8 @@ class Core:
         self._endings = Endings(board, dispatcher)
         takeover = Takeover(board, dispatcher, self._endings)
         self._control = Control(board, dispatcher, takeover)
-        self._clients = Clients(board, dispatcher, self._endings)
+        self._resumption = Resumption(board, dispatcher, self._endings, wall)
+        self._clients = Clients(board, dispatcher, self._endings, self._resumption)
         self._results = Results(board, dispatcher, self._endings, takeover)
         self._blocked: dict[Outbox, None] = {}
         self._answers: dict[tuple[Channel, bytes], Outbox] = {}
@@ -91,6 +96,18 @@ class Core:
     def stored(self, request_id: str, error: LightTTSError | None, now: float) -> list[Instruction]:
         """A `SaveRequest` is safe (`error` None), or failed."""
         self._clients.stored(request_id, error, now)
+        return self._step.finish()
+
+    def fetched(self, request_id: str, saved: Saved | None, now: float) -> list[Instruction]:
+        """A `Fetch` has brought a request, or cannot now."""
+        self._resumption.fetched(request_id, saved, now)
+        return self._step.finish()
+
+    def claimed(self, request_id: str, now: float) -> list[Instruction]:
+        """Another broker has taken a request over: this one has no more to do with it."""
+        request = self._board.requests.live.get(request_id)
+        if request:
+            self._endings.fail(request, UnknownRequest("another broker has taken the request over"), now)
         return self._step.finish()
 
     def store_changed(self, problem: str) -> None:
@@ -134,6 +151,7 @@ class Core:
         self._expire_requests(now)
         self._clients.tick(now)
         self._endings.tick(now)
+        self._resumption.tick(now)
         self._board.refusals.tick(now)
         self._results.tick()
         if now - self._probed >= PROBE_INTERVAL_S:

@@ -10,6 +10,7 @@ from lighttts.broker.core import Core
 from lighttts.broker.instructions import (
     AppendTokens,
     DeleteRequest,
+    Fetch,
     Instruction,
     Log,
     Metric,
@@ -28,10 +29,19 @@ SERVICE = "broker"
 
 
 class Executor:
-    """Does what `core` says, in order; `clock` tells the core when something came of it."""
+    """Does what `core` says, in order; `clock` tells the core when something came of it.
+
+    `fetch_request` begins to fetch a stored request.
+    """
 
     def __init__(
-        self, core: Core, clients: Router, workers: Router, store: StateStore, clock: Callable[[], float]
+        self,
+        core: Core,
+        clients: Router,
+        workers: Router,
+        store: StateStore,
+        clock: Callable[[], float],
+        fetch_request: Callable[[str], None],
     ) -> None:
         self._core = core
         self._clients = clients
@@ -45,6 +55,7 @@ class Executor:
             Observe: self._observe,
             Reply: self._reply,
             Log: self._write_log,
+            Fetch: lambda fetch: fetch_request(fetch.request_id),
             **dict.fromkeys((SaveRequest, SaveState, SaveEncoded, AppendTokens, DeleteRequest), store.write),
         }
 

@@ -55,6 +55,12 @@ class DeleteRequest(NamedTuple):
     request_id: str
 
 
+class Fetch(NamedTuple):
+    """Make a stored request this broker's own and read it; answered by `Core.fetched`."""
+
+    request_id: str
+
+
 Write = SaveRequest | SaveState | SaveEncoded | AppendTokens | DeleteRequest
 
 
@@ -92,7 +98,7 @@ class Log(NamedTuple):
     fields: dict[str, object]
 
 
-Instruction = Outbox | Reply | Write | Observe | Log
+Instruction = Outbox | Reply | Write | Fetch | Observe | Log
 
 
 class Step:

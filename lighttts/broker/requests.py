@@ -72,8 +72,16 @@ class Flow:
     rows: int = 0
     sentence: int = 0
     rows_before: int = 0
+    heard: int | None = 0
+    """The sentence of the last frame; None while nobody knows, after a resumption."""
     last_at: float = 0.0
     plays_until: float = 0.0
+
+    def hear(self, sentence: int) -> None:
+        """The next frame is of `sentence`."""
+        if self.heard is not None and sentence != self.heard:
+            self.sentence, self.rows_before = sentence, self.rows
+        self.heard = sentence
 
 
 @dataclass(slots=True, eq=False)

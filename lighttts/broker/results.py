@@ -111,8 +111,7 @@ class Results:
                 self._stage_done("decode", request, now)
             if request.suspect:
                 self._takeover.acquit("decode", request, now)
-            if sentence != request.flow.sentence:
-                request.flow.sentence, request.flow.rows_before = sentence, request.flow.rows
+            request.flow.hear(sentence)
             self._relayed[request.synth.output] += 1
             self._deliver(request, frames, rows, last, now)
 

@@ -48,6 +48,10 @@ class TokenLog:
         """The messages of `sentence` and those after it."""
         return [entry.frames for entry in self._entries if entry.sentence >= sentence]
 
+    def after(self, count: int) -> list[Frames]:
+        """The messages after the first `count`."""
+        return [entry.frames for entry in self._entries[count:]]
+
     def before(self, sentence: int) -> tuple[int, int]:
         """How many messages, and how many tokens, there are of the sentences before `sentence`."""
         earlier = [entry.rows for entry in self._entries if entry.sentence < sentence]

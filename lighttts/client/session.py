@@ -168,6 +168,10 @@ class Session:
         for stream in [*self._streams.values()]:
             if stream.phase is Phase.WAITING:
                 self._begin(stream, now)
+            elif stream.phase is Phase.SEVERED:
+                self._expect(now)
+                stream.resume(self._window, now)
+                self._schedule(stream.due)
         for query in [*self._queries.values()]:
             if not query.sent:
                 self._post(query, now)
@@ -249,7 +253,9 @@ class Session:
         for stream in [*self._streams.values()]:
             if stream.phase is Phase.CANCELLED:
                 stream.forget()
-            elif stream.phase is not Phase.WAITING:
+            elif stream.phase in KNOWN_TO_BROKER:
+                stream.sever(error, now)
+            elif stream.phase is Phase.CHOOSING:
                 stream.fail(error, now, tell_broker=False)
             self._settle(stream)
         self._fail_queries(error, only_sent=True)

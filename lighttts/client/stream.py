@@ -2,6 +2,7 @@
 
 WAITING --begin--> CHOOSING --voice--> ASKED --Accepted--> STREAMING --End--> OVER
             (a voice is given: straight to ASKED)
+ASKED, STREAMING --connection lost--> SEVERED --Welcome--> ASKED (not accepted yet), STREAMING
 any but OVER --fail, cancel--> CANCELLED (the broker knows the request) or OVER
 CANCELLED --End, Error--> OVER
 """
@@ -16,8 +17,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lighttts.client.events import Arrived, Chunk, Deliver, Event, Failed, Finished, Instruction, Send, Started
-from lighttts.errors import DeadlineExceeded, LightTTSError, ProtocolError, from_code
-from lighttts.transport.wire import Accepted, Audio, Cancel, Credit, End, EndAck, Error, Mel, Message, Synth, Tokens
+from lighttts.errors import DeadlineExceeded, LightTTSError, ProtocolError, Unavailable, from_code
+from lighttts.transport.wire import (
+    Accepted,
+    Audio,
+    Cancel,
+    Credit,
+    End,
+    EndAck,
+    Error,
+    Mel,
+    Message,
+    Resume,
+    Synth,
+    Tokens,
+)
 
 Frame = Audio | Mel | Tokens
 _FRAME_OF = {"audio": Audio, "mel": Mel, "tokens": Tokens}
@@ -41,6 +55,7 @@ class Phase(enum.Enum):
     CHOOSING = enum.auto()
     ASKED = enum.auto()
     STREAMING = enum.auto()
+    SEVERED = enum.auto()
     CANCELLED = enum.auto()
     OVER = enum.auto()
 
@@ -77,6 +92,8 @@ class Stream:
         self._owed = 0
         self._granted = now
         self._position = 0
+        self._accepted_once = False
+        self._severed: LightTTSError = Unavailable("there is no connection to the broker")
         self._history: list[str] = []
 
     # ---- towards the broker ----
@@ -108,6 +125,21 @@ class Stream:
             self._emit(Send(Credit(self.id, self._owed)))
             self._owed = 0
             self._granted = now
+
+    def sever(self, why: LightTTSError, now: float) -> None:
+        """The connection is lost: the request goes on if there is another one within the connect timeout."""
+        self._accepted_once = self.phase is Phase.STREAMING
+        self._severed = why
+        self.connect_due = now + self._timeouts.connect
+        self._enter(Phase.SEVERED)
+
+    def resume(self, window: int, now: float) -> None:
+        """There is a connection again."""
+        self._window, self._owed = window, 0
+        self._credit = max(0, window - (self._received - self._consumed))
+        self._moved = now
+        self._emit(Send(Resume(self.id, self._accepted_once, self._received, self._position, self._credit)))
+        self._enter(Phase.STREAMING if self._accepted_once else Phase.ASKED)
 
     def fail(self, error: LightTTSError, now: float, *, tell_broker: bool = True) -> None:
         """Ends the request with `error` for the caller, and with `Cancel` for a broker that knows it."""
@@ -197,7 +229,7 @@ class Stream:
         """When `tick` has something to do, if nothing happens before."""
         if self.phase is Phase.CANCELLED:
             return self._moved + FORGET_AFTER
-        if self.phase is Phase.WAITING:
+        if self.phase in (Phase.WAITING, Phase.SEVERED):
             return min(self.connect_due, self._deadline)
         return min(self._deadline, self._chunk_due)
 
@@ -216,6 +248,8 @@ class Stream:
             self.fail(DeadlineExceeded("the deadline passed before the request was complete: allow it more time"), now)
         elif self.phase is Phase.WAITING:
             self.fail(no_broker, now)
+        elif self.phase is Phase.SEVERED:
+            self.fail(self._severed, now)
         else:
             text = (
                 f"nothing arrived for {self._timeouts.chunk:g} s: see `lighttts-cli status`, or allow a longer timeout"

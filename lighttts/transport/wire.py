@@ -196,6 +196,20 @@ class GetStatus(Message):
     query_id: U63
 
 
+@_message(0x17)
+@dataclass(frozen=True, slots=True, eq=False)
+class Resume(Message):
+    """Goes on with a request after the connection or the broker was lost. `seq` frames of it with `rows` samples, mel
+    frames or tokens have arrived; `accepted`: so has `Accepted`. Answered by what comes next, or by `Error` with code
+    `unknown_request`. `credit` as in `Synth`."""
+
+    request_id: RequestId
+    accepted: Flag
+    seq: U32
+    rows: U63
+    credit: U32
+
+
 # ---- broker -> client ------------------------------------------------------------------------------------------------
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from lighttts.broker.core import Core
 from lighttts.broker.instructions import (
     DeleteRequest,
+    Fetch,
     Instruction,
     Log,
     Metric,
@@ -94,10 +96,10 @@ class Harness:
     `mail` holds what was sent to each peer, `counted` each (metric, label).
     """
 
-    def __init__(self, *, durable: bool = False, **settings: object) -> None:
+    def __init__(self, *, durable: bool = False, wall: Callable[[], float] = time.time, **settings: object) -> None:
         self.settings = BrokerConfig(**settings)  # type: ignore[arg-type]
         self.now = 1000.0
-        self.core = Core(self.settings, name="test", store="memory", durable=durable, now=self.now)
+        self.core = Core(self.settings, name="test", store="memory", durable=durable, now=self.now, wall=wall)
         self.store = MemoryStore()
         self.durable = durable
         self.mail: dict[bytes, list[Frames]] = defaultdict(list)
@@ -109,6 +111,7 @@ class Harness:
         self.unanswered: list[str] = []
         """Requests whose record the store has not confirmed."""
         self.deleted: list[str] = []
+        self.fetches: list[Fetch] = []
 
     # ---- events --------------------------------------------------------------------------------------------------
 
@@ -201,6 +204,8 @@ class Harness:
                 case Observe(metric, value, label):
                     self.counted[metric, label] += int(value) if metric in COUNTERS else 1
                     self.observed[metric].append(value)
+                case Fetch():
+                    self.fetches.append(instruction)
                 case Log():
                     self.logs.append(instruction)
                 case _:

@@ -118,16 +118,19 @@ def test_a_client_that_closes_its_connection_stops_the_work(sockets: Sockets, ru
     assert running.app._core.idle
 
 
-def test_a_worker_that_falls_silent_is_given_up_and_its_requests_wait_for_another(sockets: Sockets) -> None:
-    with RunningApp(heartbeat_s=0.05, expiry_s=0.3, no_worker_s=0.1) as running:
+def test_the_work_of_a_worker_that_falls_silent_goes_to_another(sockets: Sockets) -> None:
+    with RunningApp(heartbeat_s=0.05, expiry_s=0.3) as running:
         worker, client = Worker(sockets, running, "encode"), Peer(sockets, running.endpoints.clients)
         client.say(synth())
+        assert worker.hear(wire.EncodeWork).attempt == 0
         client.hear(wire.Accepted)
-        assert client.hear(wire.Error).code == "no_worker"
+        wait_for(lambda: not running.app._core.load().workers["encode"], client)
         worker.say(wire.Heartbeat(worker.epoch, 0, 0, 0))
-        assert worker.hear(wire.EncodeWork).request_id == "r1"
-        assert worker.hear(wire.Abort).request_id == "r1"
         assert not worker.hear(wire.Alive).known
+        other = Peer(sockets, running.endpoints.workers, b"other")
+        other.say(wire.Register("other", 99, "encode", "", "", 24000, ()), wire.Grant(99, 1))
+        assert other.hear(wire.Registered).epoch == 99
+        assert other.hear(wire.EncodeWork).attempt == 1
 
 
 def test_clients_without_requests_leave_no_trace(sockets: Sockets, running: RunningApp) -> None:

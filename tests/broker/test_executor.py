@@ -35,7 +35,8 @@ class Rig:
     def __init__(self) -> None:
         self.core = Core(BrokerConfig(), name="test", store="memory", durable=False, now=0.0)
         self.clients, self.workers, self.store = FakeRouter(), FakeRouter(), MemoryStore()
-        self.executor = Executor(self.core, self.clients, self.workers, self.store, lambda: 0.0)  # type: ignore[arg-type]
+        self.fetched: list[str] = []
+        self.executor = Executor(self.core, self.clients, self.workers, self.store, lambda: 0.0, self.fetched.append)  # type: ignore[arg-type]
         for epoch, stage in enumerate(wire.STAGES, 1):
             hello = wire.Register(stage, epoch, stage, "", "", SAMPLE_RATE, ())
             for message in (hello, wire.Grant(epoch, 1)):

@@ -25,6 +25,7 @@ from lighttts.transport.wire import (
     ListVoices,
     Mel,
     Message,
+    Resume,
     Status,
     Synth,
     Tokens,
@@ -170,6 +171,11 @@ def serve(broker: FakeBroker, peer: bytes, message: Synth) -> None:
     broker.pump(served)
 
 
+def forgotten(broker: FakeBroker, peer: bytes, message: Resume) -> None:
+    """Knows nothing of a request that is to go on."""
+    broker.send(peer, Error(message.request_id, "unknown_request", "send it again", "", True, 0))
+
+
 def accept_only(broker: FakeBroker, peer: bytes, message: Synth) -> None:
     broker.send(peer, Accepted(message.request_id, RATE))
 
@@ -215,6 +221,7 @@ def _forget(broker: FakeBroker, peer: bytes, message: EndAck) -> None:
 
 HANDLERS: dict[type[Message], Handler] = {
     Hello: welcome,
+    Resume: forgotten,
     Synth: serve,
     Credit: _more_credit,
     Cancel: _cancelled,

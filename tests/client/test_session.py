@@ -18,9 +18,11 @@ from lighttts.errors import (
     Overloaded,
     ProtocolError,
     Unavailable,
+    UnknownRequest,
 )
 from lighttts.transport.wire import (
     Accepted,
+    Audio,
     Cancel,
     Credit,
     End,
@@ -30,6 +32,7 @@ from lighttts.transport.wire import (
     Hello,
     ListVoices,
     Message,
+    Resume,
     Synth,
     Voices,
     Welcome,
@@ -382,14 +385,57 @@ def test_time_in_which_the_caller_does_not_read_is_not_held_against_the_broker()
 # ---- losing the broker ----
 
 
-def test_a_lost_connection_fails_what_the_broker_was_doing_and_keeps_what_it_did_not_know() -> None:
+def test_a_lost_connection_ends_what_is_not_connected_again_in_time() -> None:
     bench = Bench()
     bench.streaming(synth())
     bench.session.disconnected(bench.now)
     bench.take_sent()
+    bench.pass_time(TIMEOUTS.connect - 0.1)
+    assert len(bench.events["r1"]) == 1
+    bench.pass_time(0.2)
     assert isinstance(bench.error(), Unavailable)
     assert "lost" in bench.error().text
     assert bench.error().retryable
+
+
+def test_over_a_new_connection_a_stream_goes_on_behind_the_last_frame_that_came() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    frames = [frame_of(synth(), seq) for seq in range(4)]
+    bench.receive(*frames[:3])
+    bench.consume(1)
+    bench.session.disconnected(bench.now)
+    bench.session.connected(bench.now)
+    bench.receive(WELCOME)
+    rows = sum(len(frame.samples) for frame in frames[:3] if isinstance(frame, Audio))
+    assert bench.take_sent() == [HELLO, Resume("r1", True, 3, rows, WINDOW - 2)]
+    bench.receive(frames[3], End("r1", 4, 50, 1))
+    assert [type(event) for event in bench.events["r1"]] == [Started, *[Arrived] * 4, Finished]
+
+
+def test_a_request_that_was_not_accepted_when_the_connection_was_lost_may_still_be() -> None:
+    bench = Bench()
+    bench.open(synth())
+    bench.session.disconnected(bench.now)
+    bench.session.connected(bench.now)
+    bench.receive(WELCOME)
+    assert bench.take_sent()[-1] == Resume("r1", False, 0, 0, WINDOW)
+    bench.receive(Accepted("r1", RATE), frame_of(synth(), 0))
+    assert [type(event) for event in bench.events["r1"]] == [Started, Arrived]
+
+
+def test_a_broker_that_knows_nothing_of_a_resumed_request_ends_it() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.session.disconnected(bench.now)
+    bench.session.connected(bench.now)
+    bench.receive(WELCOME, Error("r1", "unknown_request", "send it again", "", True, 0))
+    assert isinstance(bench.error(), UnknownRequest)
+
+
+def test_a_lost_connection_keeps_what_the_broker_did_not_know() -> None:
+    bench = Bench()
+    bench.session.disconnected(bench.now)
     bench.session.query(ListVoices, 5, bench.now)
     bench.session.connected(bench.now)
     bench.receive(WELCOME)
@@ -402,6 +448,8 @@ def test_silence_is_answered_by_a_hello_and_then_the_broker_counts_as_lost() -> 
     bench.pass_time(PING_AFTER + 0.1)
     assert bench.take_sent() == [HELLO]
     bench.pass_time(LOST_AFTER - PING_AFTER)
+    assert bench.take_sent() == [HELLO]
+    bench.pass_time(TIMEOUTS.connect + 0.1)
     assert isinstance(bench.error(), Unavailable)
     assert "stuck" in bench.error().text
 

@@ -1,0 +1,138 @@
+"""Going on with requests of a broker that is gone: a client says what it has heard, the state store what was made.
+
+The record may still belong to the lost broker, until its lease has run out; so it is asked for again for a while.
+Speech is decoded again from the request's first token, without a word of what the client has heard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lighttts.broker.board import Board
+from lighttts.broker.dispatch import Dispatcher
+from lighttts.broker.endings import Endings, refuse
+from lighttts.broker.instructions import Fetch
+from lighttts.broker.outbox import Channel, Outbox
+from lighttts.broker.requests import Flow, Request, State
+from lighttts.broker.state import Saved
+from lighttts.errors import Cancelled, LightTTSError, UnknownRequest
+from lighttts.transport.wire import Encoded, Resume, Synth, Tokens, decode
+
+FETCH_INTERVAL_S = 0.5
+FETCH_LIMIT_S = 10.0
+"""Seconds after which a record that cannot be had is given up: longer than any lease."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """A client that waits for its request to go on; `asked` is when the record was last asked for."""
+
+    client: bytes
+    message: Resume
+    since: float
+    asked: float
+
+
+class Resumption:
+    """Takes up requests again. `wall` tells Unix time, in which records are dated."""
+
+    def __init__(self, board: Board, dispatcher: Dispatcher, endings: Endings, wall: Callable[[], float]) -> None:
+        self._board = board
+        self._step = board.step
+        self._dispatcher = dispatcher
+        self._endings = endings
+        self._wall = wall
+        self._asked: dict[str, Asked] = {}
+
+    def ask(self, client: bytes, message: Resume, now: float) -> None:
+        """A client wants to go on. What this broker still does of the request for a lost connection ends."""
+        known = self._board.requests.live.get(message.request_id)
+        if known:
+            self._endings.fail(known, Cancelled("the client is gone"), now)
+            self._endings.forget(known, now)
+        if known or not self._board.durable or message.request_id in self._board.requests:
+            self._refuse(client, message.request_id)
+            return
+        self._asked[message.request_id] = Asked(client, message, now, now)
+        self._step.add(Fetch(message.request_id))
+
+    def fetched(self, request_id: str, saved: Saved | None, now: float) -> None:
+        """The record has come, or cannot be had now."""
+        asked = self._asked.get(request_id)
+        if asked is None or saved is None:
+            return
+        del self._asked[request_id]
+        try:
+            request = self._request(asked, saved, now)
+        except LightTTSError as error:
+            refuse(self._step, asked.client, request_id, error)
+            return
+        self._board.prompts.hold(len(request.synth.prompt))
+        self._board.requests.add(request)
+        self._step.log(
+            "info", "request resumed", request_id=request_id, state=request.state.value, frames=asked.message.seq
+        )
+        self._begin(request, now)
+
+    def tick(self, now: float) -> None:
+        """Asks again for what could not be had, and gives up on some."""
+        for request_id, asked in tuple(self._asked.items()):
+            if now - asked.since >= FETCH_LIMIT_S:
+                del self._asked[request_id]
+                self._refuse(asked.client, request_id)
+            elif now - asked.asked >= FETCH_INTERVAL_S:
+                asked.asked = now
+                self._step.add(Fetch(request_id))
+
+    def _refuse(self, client: bytes, request_id: str) -> None:
+        text = "the broker knows nothing of this request: send it again"
+        refuse(self._step, client, request_id, UnknownRequest(text))
+
+    def _request(self, asked: Asked, saved: Saved, now: float) -> Request:
+        """The request as it was. Raises `UnknownRequest` if the client has heard more than can be made again."""
+        synth, message, settings = decode(saved.synth), asked.message, self._board.settings
+        assert isinstance(synth, Synth)
+        received = now - max(0.0, self._wall() - saved.received)
+        outbox = Outbox(Channel.CLIENTS, asked.client, self._board.output, min(message.credit, settings.max_credit))
+        deadline = received + (synth.deadline_ms / 1000 or settings.deadline_s)
+        request = Request(message.request_id, asked.client, synth, outbox, received, deadline, State.ADMITTED)
+        request.accepted = message.accepted
+        request.flow = Flow(frames=message.seq, rows=message.rows, heard=None, last_at=now, plays_until=now)
+        if saved.encoded:
+            self._restore(request, saved)
+        if synth.output == "tokens" and len(request.log) < message.seq:
+            raise UnknownRequest("the request's tokens were lost with the broker: send it again")
+        return request
+
+    def _restore(self, request: Request, saved: Saved) -> None:
+        encoded = decode(saved.encoded)
+        assert isinstance(encoded, Encoded)
+        request.encoded, request.state = encoded, State.ENCODED
+        request.drop_prompt()
+        for seq in range(len(saved.tokens)):
+            frames = saved.tokens[seq]
+            tokens = decode(frames)
+            assert isinstance(tokens, Tokens)
+            request.log.add(frames, len(tokens.tokens), final=tokens.final)
+
+    def _begin(self, request: Request, now: float) -> None:
+        """Puts the request where its next stage finds it."""
+        if request.state is State.ADMITTED:
+            self._dispatcher.accept(request)
+            self._dispatcher.enter("encode", request, now)
+            return
+        assert request.encoded is not None
+        self._dispatcher.accept(request)
+        if request.synth.output == "tokens":
+            for frames in request.log.after(request.flow.frames):
+                request.flow.frames += 1
+                request.outbox.add(frames)
+            self._step.add(request.outbox)
+        elif len(request.log):
+            self._dispatcher.enter("decode", request, now)
+        if request.log.sentence < len(request.encoded.lengths):
+            self._dispatcher.enter("llm", request, now)
+        else:
+            request.move(State.GENERATING, now)
+            request.move(State.DECODING, now)
