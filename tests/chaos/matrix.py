@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lighttts.client import Client
-from lighttts.errors import LightTTSError, Unavailable
+from lighttts.errors import LightTTSError, Unavailable, UnknownRequest
 from tests.chaos.cluster import Cluster, speaker, until
 from tests.chaos.faults import FAULTS, SLOW, Cell, Watch, cells
 from tests.chaos.streams import STREAMS, TEXT, FloatArray, Takes, difference
@@ -32,8 +32,8 @@ NOTICE_S = 15.0
 """Seconds within which the broker must have taken a broken worker's requests from it."""
 STREAM_TIMEOUT_S = 30.0
 SPEAKER_SEED = 7
-ALLOWED: dict[str, type[LightTTSError]] = {"broker": Unavailable}
-"""Typed errors that a stream may end in where the promise is not that it goes on."""
+ALLOWED: dict[str, type[LightTTSError]] = {"broker": UnknownRequest, "redis": Unavailable}
+"""Typed errors that a request may end in that was not accepted yet when the fault struck."""
 
 
 @dataclass
@@ -119,6 +119,8 @@ class Matrix:
             if name in STAGES:
                 until(lambda: self._relieved(watcher, name), "the broker does not give the worker up", NOTICE_S)
                 outcome.takeover_s = time.monotonic() - struck
+        if name == "broker":
+            self._cluster.replace(name)
         if fault.undo:
             if name == "redis":
                 takes.finish(FINISH_S)
@@ -160,7 +162,8 @@ class Matrix:
     def _judge(self, outcome: Outcome, takes: Takes) -> None:
         errors: Counter[str] = Counter()
         for seed, (take, reference) in enumerate(zip(takes.all, self._references, strict=True)):
-            if take.error and isinstance(take.error, ALLOWED.get(outcome.cell.component, ())):
+            unheard = not len(take.audio)
+            if take.error and unheard and isinstance(take.error, ALLOWED.get(outcome.cell.component, ())):
                 errors[take.error.code] += 1
             elif take.error:
                 outcome.lost = outcome.lost or f"stream {seed}: {take.error.code}: {take.error.text}"
@@ -175,7 +178,7 @@ class Matrix:
         if cell.component != "client":
             if fault.undo and outcome.lost:
                 fault.undo(self._cluster, cell.component)
-            if fault.leaves_dead:
+            if fault.leaves_dead and cell.component != "broker":
                 self._cluster.replace(cell.component)
         try:
             self._cluster.settle()
