@@ -7,7 +7,6 @@ from lighttts.errors import InvalidInput, Overloaded, Unavailable
 from lighttts.transport.wire import Synth
 
 RETRY_AFTER_S = 1.0
-STORE_RETRY_AFTER_S = 5.0
 
 
 def admit(client: bytes, synth: Synth, board: Board, now: float) -> None:
@@ -23,11 +22,6 @@ def admit(client: bytes, synth: Synth, board: Board, now: float) -> None:
         )
     if board.stopping:
         raise Unavailable("the broker is shutting down: try again when it is back", retry_after=RETRY_AFTER_S)
-    if board.store_problem:
-        raise Unavailable(
-            f"the broker cannot store requests now ({board.store_problem}): try again later",
-            retry_after=STORE_RETRY_AFTER_S,
-        )
     board.quotas.check(client, board.requests, board.pace, now)
     if len(live) >= board.settings.max_requests or board.prompts.used + len(synth.prompt) > board.prompts.limit:
         text = f"the broker has {len(live)} requests and takes no more now: try again later"

@@ -40,8 +40,6 @@ class Board:
     prompts: Budget = field(default_factory=lambda: Budget(PROMPT_BYTES))
     output: Budget = field(default_factory=lambda: Budget(OUTPUT_BYTES))
     stopping: bool = False
-    store_problem: str = ""
-    """Why the state store cannot be written to; empty while it can."""
     workers: WorkerTable = field(init=False)
     refusals: Refusals = field(init=False)
     quotas: Quotas = field(init=False)

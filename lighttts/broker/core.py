@@ -110,10 +110,6 @@ class Core:
             self._endings.fail(request, UnknownRequest("another broker has taken the request over"), now)
         return self._step.finish()
 
-    def store_changed(self, problem: str) -> None:
-        """The state store takes writes again (empty `problem`), or does not."""
-        self._board.store_problem = problem
-
     def gone(self, channel: Channel, peer: bytes, now: float) -> list[Instruction]:
         """`peer` has no connection any more."""
         answers = self._answers.pop((channel, peer), None)

@@ -76,20 +76,6 @@ def test_prompt_audio_that_waits_is_bounded() -> None:
     assert harness.say(synth("r3", voice="", prompt=b"123")) == []
 
 
-def test_while_the_store_fails_new_requests_are_refused_and_others_go_on() -> None:
-    harness = Harness()
-    harness.stack()
-    harness.say(synth())
-    harness.core.store_changed("Redis at box:6379: Connection refused")
-    error = refusal(harness.say(synth("r2")))
-    assert (error.code, error.retryable, error.retry_after_ms) == ("unavailable", True, 5000)
-    assert "box:6379" in error.text
-    harness.result(encoded("r1", 1), tokens("r1", 2, 0, last=True), audio("r1", 3, 0, last=True))
-    assert isinstance(harness.take(CLIENT)[-1], wire.End)
-    harness.core.store_changed("")
-    assert harness.say(synth("r2")) == [wire.Accepted("r2", SAMPLE_RATE)]
-
-
 def test_a_broker_that_ends_takes_nothing_new_and_finishes_what_it_has() -> None:
     harness = Harness()
     harness.stack()
