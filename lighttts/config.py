@@ -61,7 +61,7 @@ class BrokerConfig(_Section):
     no_worker_s: Annotated[float, Field(ge=0)] = 10.0
     heartbeat_s: Annotated[float, Field(gt=0)] = 0.5
     expiry_s: Annotated[float, Field(gt=0)] = 2.5
-    stall_s: Annotated[float, Field(gt=0)] = 2.5
+    stall_s: Annotated[float, Field(gt=0)] = 2.2
     metrics_port: Port | None = 9570
 
 

@@ -74,15 +74,16 @@ class Dispatcher:
             if worker:
                 del queue[request.id]
                 self._hand(stage, request, worker, now)
-            elif not request.suspect:
+            elif not request.suspect(stage):
                 return
 
     def _hand(self, stage: str, request: Request, worker: Worker, now: float) -> None:
-        if request.suspect:
+        if request.suspect(stage):
             others = worker.suspects()
-            request.isolated = not others
-            for other in others:
-                other.isolated = False
+            for suspect in (request, *others):
+                suspect.isolated.discard(stage)
+            if not others:
+                request.isolated.add(stage)
         worker.credit -= 1
         worker.active[request.id] = request
         worker.aborted.discard(request.id)

@@ -88,8 +88,8 @@ class Flow:
 class Request:
     """One request; times are monotonic seconds. `holders`: which worker has which stage of it in hand.
 
-    `attempts`: how often each stage of it was begun again. `deaths`: workers lost with it since it last got on;
-    `isolated`: its last worker had no other suspect.
+    By stage: `attempts`, how often it was begun again; `deaths`, workers lost with it since it last got on there. And
+    `isolated`: the stages where its last worker had no other suspect.
     """
 
     id: str
@@ -100,8 +100,8 @@ class Request:
     deadline: float
     state: State = State.RECEIVED
     attempts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
-    deaths: int = 0
-    isolated: bool = False
+    deaths: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
+    isolated: set[str] = field(default_factory=set)
     accepted: bool = False
     encoded: Encoded | None = None
     holders: dict[str, Worker] = field(default_factory=dict)
@@ -115,10 +115,9 @@ class Request:
     """When `farewell` was last sent."""
     history: list[tuple[float, State]] = field(default_factory=list)
 
-    @property
-    def suspect(self) -> bool:
-        """Whether it may be what its last worker died of."""
-        return self.deaths > 0
+    def suspect(self, stage: str) -> bool:
+        """Whether it may be what its last worker of `stage` died of."""
+        return self.deaths[stage] > 0
 
     @property
     def readdressed(self) -> bool:

@@ -109,7 +109,7 @@ class Results:
         else:
             if last:
                 self._stage_done("decode", request, now)
-            if request.suspect:
+            if request.suspect("decode"):
                 self._takeover.acquit("decode", request, now)
             request.flow.hear(sentence)
             self._relayed[request.synth.output] += 1
@@ -135,7 +135,7 @@ class Results:
         ):
             self._broken(request, "llm", now)
             return
-        if request.suspect:
+        if request.suspect("llm"):
             self._takeover.acquit("llm", request, now)
         self._step.add(AppendTokens(request.id, len(log), frames))
         log.add(frames, rows, final=final)
@@ -205,7 +205,7 @@ class Results:
             self._broken(request, "encode", now)
             return
         self._stage_done("encode", request, now)
-        if request.suspect:
+        if request.suspect("encode"):
             self._takeover.acquit("encode", request, now)
         request.move(State.ENCODED, now)
         request.encoded = message

@@ -36,17 +36,17 @@ class Takeover:
 
     def acquit(self, stage: str, request: Request, now: float) -> None:
         """A result of `request`, a suspect, has come: it is nobody's death, and other suspects need not wait for it."""
-        request.deaths = 0
-        request.isolated = False
+        request.deaths[stage] = 0
+        request.isolated.discard(stage)
         self._dispatcher.run(stage, now)
 
     def _again(self, stage: str, request: Request, now: float, *, died: bool, cause: LightTTSError) -> None:
-        if died and request.suspect and request.isolated:
+        if died and request.suspect(stage) and stage in request.isolated:
             self._endings.fail(request, cause, now)
             return
-        request.deaths += died
+        request.deaths[stage] += died
         request.attempts[stage] += 1
-        self._step.log("warning", "work taken over", request_id=request.id, stage=stage, deaths=request.deaths)
+        self._step.log("warning", "work taken over", request_id=request.id, stage=stage, deaths=request.deaths[stage])
         self._dispatcher.enter(stage, request, now, first=True)
 
 

@@ -51,7 +51,7 @@ class Worker:
 
     def suspects(self) -> list[Request]:
         """The requests it holds that may be what their last worker died of."""
-        return [request for request in self.active.values() if request.suspect]
+        return [request for request in self.active.values() if request.suspect(self.stage)]
 
     @property
     def identity(self) -> bytes:
@@ -68,8 +68,8 @@ class Worker:
 
 def _bearable(worker: Worker, suspect: Request) -> bool:
     """Whether `worker` may have `suspect` beside the suspects it has."""
-    others = worker.suspects()
-    return not others or (suspect.deaths < ISOLATE_AFTER and all(other.deaths < ISOLATE_AFTER for other in others))
+    others, stage = worker.suspects(), worker.stage
+    return not others or all(request.deaths[stage] < ISOLATE_AFTER for request in (suspect, *others))
 
 
 class WorkerTable:
@@ -147,7 +147,7 @@ class WorkerTable:
         """The worker with most granted credit, among equals the one with least in hand; None if there is none for
         `request`: one that has outlived two workers shares its worker with no other suspect."""
         free = [worker for worker in self._by_stage[stage].values() if worker.credit > 0]
-        if request.suspect:
+        if request.suspect(stage):
             free = [worker for worker in free if _bearable(worker, request)]
         return max(free, key=lambda worker: (worker.credit, -len(worker.active)), default=None)
 

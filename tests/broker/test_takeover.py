@@ -166,6 +166,15 @@ def test_a_request_that_ends_two_workers_by_itself_is_poison(harness: Harness) -
     assert (error.code, error.retryable) == ("poison", False)
 
 
+def test_losing_a_worker_of_each_of_two_stages_makes_no_poison(harness: Harness) -> None:
+    two_sentences(harness)
+    harness.result(frame(0, 0, 25))
+    lose(harness, b"decode-3", 3)
+    harness.control(b"decode-13", wire.Grant(13, 1))
+    lose(harness, b"llm-2", 2)
+    assert "r1" in harness.core._board.requests.live
+
+
 def test_workers_that_leave_or_join_anew_blame_nobody(harness: Harness) -> None:
     harness.say(synth())
     for epoch in (1, 11, 21, 31):
