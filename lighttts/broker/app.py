@@ -125,7 +125,8 @@ class App:
         return self._health.port if self._health else None
 
     def terminate(self) -> None:
-        """Finishes what is in flight and ends; asked again, ends at once. May be called from signal handlers."""
+        """Ends at once if the store keeps the requests: clients go on with them at the next broker. Else finishes what
+        is in flight and ends; asked again, ends at once. May be called from signal handlers."""
         if not self._closed:
             self._reactor.post(self._terminate)
 
@@ -167,8 +168,12 @@ class App:
         self._reactor.close()
 
     def _terminate(self) -> None:
-        if self._stop_at is None:
-            load = self._core.load()
+        load = self._core.load()
+        if self._store and self._store.durable and not self._store_problem:
+            self._log.info("requests are left to the next broker", requests=load.waiting + load.active)
+            notify("STOPPING=1")
+            self._reactor.stop()
+        elif self._stop_at is None:
             self._log.info("shutting down", requests=load.waiting + load.active)
             notify("STOPPING=1")
             self._core.stop_admitting()

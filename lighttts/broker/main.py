@@ -13,7 +13,7 @@ from lighttts.transport.sockets import SocketOptions
 
 
 def serve(config: Config) -> int:
-    """Runs the broker until SIGTERM or SIGINT; the first lets requests in flight finish, the second does not."""
+    """Runs the broker until SIGTERM or SIGINT, which end it as `App.terminate` says."""
     security = config.security
     options = SocketOptions(ipc_mode=int(security.ipc_mode, 8), allow_plain=security.allow_plain)
     app = App(config.broker, options=options, keys=KeyFolder(security.keys) if security.keys else None)

@@ -260,6 +260,31 @@ def test_with_redis_streams_survive_its_death_and_new_requests_are_refused(
         assert look.keys("*") == []
 
 
+def test_a_broker_that_is_told_to_end_leaves_its_requests_to_the_next_one(
+    sockets: Sockets, redis_server: RedisServer
+) -> None:
+    with RunningApp(expiry_s=600, state=redis_server.url) as running:
+        crew, client = Crew(sockets, running), Peer(sockets, running.endpoints.clients)
+        client.say(synth())
+        client.hear(wire.Accepted)
+        crew.bring_to_decoding("r1")
+        made = crew.speak("r1", 3)
+        assert client.hear(wire.Audio) == made[0]
+        running.app.terminate()
+        running.wait()
+    with Sockets() as others, RunningApp(expiry_s=600, state=redis_server.url) as running:
+        crew, client = Crew(others, running), Peer(others, running.endpoints.clients)
+        client.say(wire.Resume("r1", True, 1, 480, 10))
+        work = crew.decode.hear(wire.DecodeWork)
+        assert (work.seq, work.skip) == (1, 480)
+        assert crew.decode.hear(wire.Tokens).last
+        crew.decode.push(*made[1:])
+        assert [client.hear(wire.Audio) for _ in made[1:]] == made[1:]
+        assert client.hear(wire.End).frames == 3
+        client.say(wire.EndAck("r1"))
+        wait_for(lambda: running.app._core.idle, client)
+
+
 def test_without_its_redis_the_broker_does_not_start() -> None:
     with pytest.raises(Unavailable, match="cannot be reached"):
         RunningApp(state="unix:///nowhere/redis.sock")
