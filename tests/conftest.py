@@ -1,7 +1,14 @@
-"""What every test has: single-threaded torch, so that figures and processes do not fight over the cores."""
+"""What every test has: single-threaded torch, so that figures and processes do not fight over the cores.
+
+And Ctrl-C as a terminal has it: whoever starts the tests in the background of a script has them, and all processes they
+start, ignore SIGINT.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
