@@ -16,7 +16,7 @@ from lighttts.broker.instructions import Fetch
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.requests import Flow, Request, State
 from lighttts.broker.state import Saved
-from lighttts.errors import Cancelled, LightTTSError, UnknownRequest
+from lighttts.errors import Cancelled, LightTTSError, Overloaded, UnknownRequest
 from lighttts.transport.wire import Encoded, Resume, Synth, Tokens, decode
 
 FETCH_INTERVAL_S = 0.5
@@ -53,6 +53,10 @@ class Resumption:
             self._endings.forget(known, now)
         if known or not self._board.durable or message.request_id in self._board.requests:
             self._refuse(client, message.request_id)
+            return
+        if len(self._asked) >= self._board.settings.max_requests:
+            text = "too many requests wait to go on: try again later"
+            refuse(self._step, client, message.request_id, Overloaded(text, retry_after=FETCH_INTERVAL_S))
             return
         self._asked[message.request_id] = Asked(client, message, now, now)
         self._step.add(Fetch(message.request_id))
@@ -135,4 +139,7 @@ class Resumption:
             self._dispatcher.enter("llm", request, now)
         else:
             request.move(State.GENERATING, now)
-            request.move(State.DECODING, now)
+            if request.synth.output == "tokens":
+                self._endings.complete(request, now)
+            else:
+                request.move(State.DECODING, now)

@@ -91,6 +91,21 @@ def test_tokens_as_output_go_on_behind_the_last_that_came(harness: Harness) -> N
     assert harness.take(CLIENT) == [last, wire.End("r1", 4, 100, 1)]
 
 
+def test_tokens_that_are_all_made_are_sent_and_end_the_request(harness: Harness) -> None:
+    log = [tokens("r1", 9, 0), tokens("r1", 9, 1, last=True)]
+    harness.say(replace(RESUME, seq=1, rows=25))
+    harness.carry_out(harness.core.fetched("r1", record(*log, output="tokens"), harness.now))
+    assert harness.take(CLIENT) == [log[1], wire.End("r1", 2, 50, 1)]
+
+
+def test_resumptions_that_wait_are_bounded() -> None:
+    harness = Harness(durable=True, max_requests=2)
+    assert harness.say(*(replace(RESUME, request_id=f"r{number}") for number in range(2))) == []
+    (error,) = harness.say(replace(RESUME, request_id="r9"))
+    assert isinstance(error, wire.Error)
+    assert error.code == "overloaded"
+
+
 def test_tokens_that_were_heard_but_never_stored_cannot_be_gone_on_from(harness: Harness) -> None:
     harness.say(replace(RESUME, seq=5, rows=125))
     harness.carry_out(harness.core.fetched("r1", record(tokens("r1", 9, 0), output="tokens"), harness.now))
