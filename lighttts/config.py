@@ -10,12 +10,13 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lighttts.errors import ConfigError
+from lighttts.transport.endpoints import connectable
 
 ENV_PREFIX = "LIGHTTTS_"
 CONFIG_MAX_BYTES = 1 << 20
@@ -25,6 +26,14 @@ Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+")]
 
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def _listed(value: object) -> object:
+    """A list may be one text with commas, as the command line and the environment give it."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Endpoints = Annotated[tuple[Endpoint, ...], BeforeValidator(_listed)]
 
 
 def _found(directory: Path) -> Path:
@@ -63,6 +72,20 @@ class BrokerConfig(_Section):
     expiry_s: Annotated[float, Field(gt=0)] = 2.5
     stall_s: Annotated[float, Field(gt=0)] = 2.2
     metrics_port: Port | None = 9570
+
+
+class ConnectConfig(_Section):
+    """Where workers and clients find the brokers, one or several; empty lists: at the addresses of section broker."""
+
+    clients: Endpoints = ()
+    workers: Endpoints = ()
+    results: Endpoints = ()
+
+    @model_validator(mode="after")
+    def _in_pairs(self) -> Self:
+        if len(self.workers) != len(self.results):
+            raise ValueError("workers and results must name the same brokers, in the same order")
+        return self
 
 
 class SecurityConfig(_Section):
@@ -120,12 +143,25 @@ class Config(_Section):
     """The whole configuration."""
 
     broker: BrokerConfig = BrokerConfig()
+    connect: ConnectConfig = ConnectConfig()
     security: SecurityConfig = SecurityConfig()
     model: ModelConfig = ModelConfig()
     encode: EncodeConfig = EncodeConfig()
     llm: LLMConfig = LLMConfig()
     decode: DecodeConfig = DecodeConfig()
     log: LogConfig = LogConfig()
+
+    @property
+    def brokers(self) -> tuple[str, ...]:
+        """Where clients find the brokers."""
+        return self.connect.clients or (connectable(self.broker.clients),)
+
+    @property
+    def worker_brokers(self) -> tuple[tuple[str, str], ...]:
+        """Where workers find them: for each the addresses for control and for results."""
+        if not self.connect.workers:
+            return ((connectable(self.broker.workers), connectable(self.broker.results)),)
+        return tuple(zip(self.connect.workers, self.connect.results, strict=True))
 
 
 def load_config(
