@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 
+pytest_plugins = ["tests.redis_server"]
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

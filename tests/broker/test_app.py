@@ -20,9 +20,9 @@ from lighttts.errors import ConfigError, InternalError, Unavailable
 from lighttts.transport import wire
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import Sockets
-from tests.broker.conftest import RedisServer
 from tests.broker.harness import SAMPLE_RATE, synth
 from tests.broker.peers import ANY, PATIENCE_MS, Crew, Peer, RunningApp, Worker, wait_for
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture

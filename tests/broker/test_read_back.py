@@ -17,9 +17,9 @@ from lighttts.broker.redis_records import Damaged, Raw, packed, saved
 from lighttts.broker.redis_store import RedisStore
 from lighttts.broker.state import MemoryStore, Saved, StateStore
 from lighttts.errors import InvalidInput, Unavailable
-from tests.broker.conftest import RedisServer
 from tests.broker.harness import CLIENT, encoded, raw, synth, tokens
 from tests.broker.stores import QUICK, WAIT_S, Told, open_store, record_of, write_safely
+from tests.redis_server import RedisServer
 
 BRIEF = QUICK._replace(lease_s=0.05)
 """A lease that runs out soon."""

@@ -16,8 +16,8 @@ from lighttts.broker.redis_address import connect, redis_at
 from lighttts.broker.redis_faults import ACL
 from lighttts.errors import ConfigError, Unavailable
 from tests.broker.certificates import Authority
-from tests.broker.conftest import RedisServer
 from tests.broker.stores import WAIT_S, Told, open_store, record_of, write_safely
+from tests.redis_server import RedisServer
 
 
 def free_port() -> int:
@@ -123,21 +123,6 @@ def test_a_read_only_replica_is_told_as_such(redis_server: RedisServer, told: To
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
-    """Starts a Redis with options."""
-    servers = []
-
-    def start(*options: str) -> RedisServer:
-        servers.append(RedisServer(tmp_path, *options))
-        servers[-1].start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.kill()
-
-
-@pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
@@ -150,9 +135,9 @@ def tls_options(authority: Authority, port: int, names: str = "DNS:localhost,IP:
 
 
 def test_tls_with_certificates_on_both_sides(
-    start: Callable[..., RedisServer], authority: Authority, told: Told
+    start_redis: Callable[..., RedisServer], authority: Authority, told: Told
 ) -> None:
-    start(*tls_options(authority, port := free_port()))
+    start_redis(*tls_options(authority, port := free_port()))
     certificate, key = authority.issue("client", "DNS:broker")
     trust = f"ssl_ca_certs={authority.certificate}&ssl_certfile={certificate}&ssl_keyfile={key}"
     assert serves(f"rediss://localhost:{port}?{trust}", told)
@@ -168,24 +153,24 @@ def test_tls_with_certificates_on_both_sides(
     ],
 )
 def test_what_lacks_for_tls_is_told(
-    start: Callable[..., RedisServer], authority: Authority, url: str, says: str
+    start_redis: Callable[..., RedisServer], authority: Authority, url: str, says: str
 ) -> None:
-    start(*tls_options(authority, port := free_port()))
+    start_redis(*tls_options(authority, port := free_port()))
     with pytest.raises(ConfigError, match=says):
         connect(url.format(port=port, ca=authority.certificate))
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_a_certificate_of_another_host_is_refused(
-    start: Callable[..., RedisServer], authority: Authority, host: str
+    start_redis: Callable[..., RedisServer], authority: Authority, host: str
 ) -> None:
-    start(*tls_options(authority, port := free_port(), "DNS:elsewhere"), "--tls-auth-clients", "no")
+    start_redis(*tls_options(authority, port := free_port(), "DNS:elsewhere"), "--tls-auth-clients", "no")
     with pytest.raises(ConfigError, match="its certificate names"):
         connect(f"rediss://{host}:{port}?ssl_ca_certs={authority.certificate}")
 
 
-def test_a_redis_without_tls_is_told_as_such(start: Callable[..., RedisServer]) -> None:
-    start("--port", str(port := free_port()))
+def test_a_redis_without_tls_is_told_as_such(start_redis: Callable[..., RedisServer]) -> None:
+    start_redis("--port", str(port := free_port()))
     with pytest.raises(ConfigError, match="does not speak TLS: write redis://"):
         connect(f"rediss://127.0.0.1:{port}?socket_connect_timeout=0.2&socket_timeout=0.2")
 

@@ -16,9 +16,9 @@ from lighttts.broker.instructions import AppendTokens, DeleteRequest, SaveReques
 from lighttts.broker.keys import keys_of
 from lighttts.broker.redis_store import RedisStore
 from lighttts.errors import Unavailable
-from tests.broker.conftest import RedisServer
 from tests.broker.harness import CLIENT, raw, tokens
 from tests.broker.stores import QUICK, WAIT_S, Told, metric, open_store, record_of, write_safely
+from tests.redis_server import RedisServer
 
 TOKENS = [raw(tokens("r1", 2, seq)) for seq in range(5)]
 NEVER = QUICK._replace(breaker_failures=1, breaker_s=600.0)

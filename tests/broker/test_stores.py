@@ -12,9 +12,9 @@ from lighttts.broker.keys import keys_of
 from lighttts.broker.redis_store import RedisStore
 from lighttts.broker.state import MemoryStore
 from lighttts.errors import ConfigError, Unavailable
-from tests.broker.conftest import RedisServer
 from tests.broker.harness import CLIENT, encoded, raw, synth, tokens
 from tests.broker.stores import QUICK, WAIT_S, Told, open_store, record_of, write_safely
+from tests.redis_server import RedisServer
 
 WRITES = record_of("r1")
 

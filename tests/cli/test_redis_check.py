@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,25 +13,10 @@ from lighttts.cli import checks
 from lighttts.cli.checks import Finding, Level
 from lighttts.config import load_config
 from tests.broker.certificates import Authority
-from tests.broker.conftest import RedisServer
 from tests.broker.test_redis_access import free_port, tls_options
+from tests.redis_server import RedisServer
 
 Start = Callable[..., RedisServer]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a Redis with options."""
-    servers = []
-
-    def start(*options: str) -> RedisServer:
-        servers.append(RedisServer(tmp_path, *options))
-        servers[-1].start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.kill()
 
 
 def examine(url: str) -> list[Finding]:
@@ -46,8 +31,8 @@ def problem(url: str) -> str:
     return finding.text
 
 
-def test_a_redis_that_does_all_a_broker_needs_is_well_and_left_as_it_was(start: Start) -> None:
-    server = start()
+def test_a_redis_that_does_all_a_broker_needs_is_well_and_left_as_it_was(start_redis: Start) -> None:
+    server = start_redis()
     assert [finding.level for finding in examine(server.url)] == [Level.OK]
     with server.client() as look:
         assert look.dbsize() == 0
@@ -78,14 +63,14 @@ def test_an_address_that_is_none_is_told() -> None:
 
 
 @pytest.mark.parametrize("user", ["", ":wrong-secret"])
-def test_a_wrong_password_or_none(start: Start, user: str) -> None:
-    server = start("--port", "0", "--requirepass", "word")
+def test_a_wrong_password_or_none(start_redis: Start, user: str) -> None:
+    server = start_redis("--port", "0", "--requirepass", "word")
     assert "give the right user and password in broker.state" in problem(f"unix://{user}@{server.path}")
 
 
 @pytest.mark.parametrize("missing", ["-@scripting", "-@write", "-scan", "-mget", "resetkeys", "-hgetall"])
-def test_a_right_that_is_missing(start: Start, missing: str) -> None:
-    server = start()
+def test_a_right_that_is_missing(start_redis: Start, missing: str) -> None:
+    server = start_redis()
     with server.client() as look:
         look.execute_command("ACL", "SETUSER", "speech", "on", ">secret", *ACL.split(), missing)
     text = problem(f"unix://speech:secret@{server.path}")
@@ -93,8 +78,8 @@ def test_a_right_that_is_missing(start: Start, missing: str) -> None:
     assert f"ACL SETUSER <user> {ACL}" in text
 
 
-def test_a_right_to_look_at_memory_is_worth_having(start: Start) -> None:
-    server = start()
+def test_a_right_to_look_at_memory_is_worth_having(start_redis: Start) -> None:
+    server = start_redis()
     with server.client() as look:
         look.execute_command("ACL", "SETUSER", "speech", "on", ">secret", *ACL.split(), "-info")
     fine, note = examine(f"unix://speech:secret@{server.path}")
@@ -102,32 +87,32 @@ def test_a_right_to_look_at_memory_is_worth_having(start: Start) -> None:
     assert "does not tell its memory" in note.text
 
 
-def test_a_read_only_replica(start: Start) -> None:
-    server = start()
+def test_a_read_only_replica(start_redis: Start) -> None:
+    server = start_redis()
     with server.client() as look:
         look.replicaof("127.0.0.1", 1)
     assert "read-only replica: give its master's address in broker.state" in problem(server.url)
 
 
-def test_tls_spoken_on_one_side_only(start: Start, tmp_path: Path) -> None:
-    start(*tls_options(Authority(tmp_path), port := free_port()))
+def test_tls_spoken_on_one_side_only(start_redis: Start, tmp_path: Path) -> None:
+    start_redis(*tls_options(Authority(tmp_path), port := free_port()))
     assert "it speaks TLS: write rediss://" in problem(f"redis://127.0.0.1:{port}")
 
 
-def test_plain_spoken_on_one_side_only(start: Start) -> None:
-    start("--port", str(port := free_port()))
+def test_plain_spoken_on_one_side_only(start_redis: Start) -> None:
+    start_redis("--port", str(port := free_port()))
     url = f"rediss://127.0.0.1:{port}?socket_timeout=0.2&socket_connect_timeout=0.2"
     assert "it does not speak TLS: write redis://" in problem(url)
 
 
-def test_a_certificate_that_is_not_trusted(start: Start, tmp_path: Path) -> None:
-    start(*tls_options(Authority(tmp_path), port := free_port()))
+def test_a_certificate_that_is_not_trusted(start_redis: Start, tmp_path: Path) -> None:
+    start_redis(*tls_options(Authority(tmp_path), port := free_port()))
     assert "add ?ssl_ca_certs=" in problem(f"rediss://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
-def test_a_policy_that_may_drop_keys(start: Start, policy: str) -> None:
-    server = start("--port", "0", "--maxmemory", "100mb", "--maxmemory-policy", policy)
+def test_a_policy_that_may_drop_keys(start_redis: Start, policy: str) -> None:
+    server = start_redis("--port", "0", "--maxmemory", "100mb", "--maxmemory-policy", policy)
     fine, finding = examine(server.url)
     assert (fine.level, finding.level) == (Level.OK, Level.PROBLEM)
     assert f"may drop the state of live requests when its memory is full ({policy})" in finding.text
@@ -137,8 +122,8 @@ def test_a_policy_that_may_drop_keys(start: Start, policy: str) -> None:
     assert [finding.level for finding in examine(server.url)] == [Level.OK]
 
 
-def test_memory_that_is_nearly_full(start: Start) -> None:
-    server = start()
+def test_memory_that_is_nearly_full(start_redis: Start) -> None:
+    server = start_redis()
     with server.client() as look:
         look.set("x", bytes(8 << 20))
         look.config_set("maxmemory", round(1.08 * look.info("memory")["used_memory"]))
@@ -148,8 +133,8 @@ def test_memory_that_is_nearly_full(start: Start) -> None:
         assert "MiB: raise maxmemory" in finding.text
 
 
-def test_memory_that_is_full(start: Start) -> None:
-    server = start()
+def test_memory_that_is_full(start_redis: Start) -> None:
+    server = start_redis()
     with server.client() as look:
         look.set("x", bytes(2 << 20))
         look.config_set("maxmemory", 1 << 20)

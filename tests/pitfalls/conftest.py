@@ -10,7 +10,7 @@ import structlog
 
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import Sockets
-from tests.broker.conftest import RedisServer
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture(autouse=True)

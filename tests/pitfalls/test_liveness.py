@@ -13,10 +13,10 @@ from lighttts.transport import wire
 from lighttts.transport.transport import Sockets
 from lighttts.workers.control import ControlLine
 from tests.broker import peers
-from tests.broker.conftest import RedisServer
 from tests.broker.harness import synth
 from tests.broker.peers import Peer, RunningApp
 from tests.pitfalls.rig import Crew, Hand, connected, credits, process, receive, status, wait_for, workers
+from tests.redis_server import RedisServer
 
 
 def test_04_a_new_boot_of_a_worker_neither_waits_for_nor_steals_from_the_one_before(sockets: Sockets) -> None:
