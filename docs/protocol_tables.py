@@ -15,7 +15,7 @@ import numpy as np
 
 from lighttts.errors import BY_CODE
 from lighttts.transport import wire
-from lighttts.transport.schema import Array, Blob, Bool, Codec, Float, Int, Many, OneOf, Record, Text
+from lighttts.transport.schema import Array, Blob, Bool, Buffer, Codec, Float, Int, Many, OneOf, Record, Text
 from lighttts.transport.wire import REGISTRY, Message
 
 PAGE = Path(__file__).with_name("protocol.md")
@@ -122,12 +122,16 @@ def message_of(vector: dict[str, object]) -> Message:
     return cls(**{name: field_from_json(codec, fields[name]) for name, codec in cls.FIELDS})
 
 
+def encoded(vector: dict[str, object]) -> list[Buffer]:
+    """The frames of a vector's message, in its `version` if it names one."""
+    version = vector.get("version", wire.VERSION)
+    assert isinstance(version, int)
+    return wire.encode(message_of(vector), version)
+
+
 def vectors(content: dict[str, list[dict[str, object]]]) -> dict[str, list[dict[str, object]]]:
     """`content` with the frames of its messages computed."""
-    valid = [
-        {**vector, "frames": [bytes(frame).hex() for frame in wire.encode(message_of(vector))]}
-        for vector in content["messages"]
-    ]
+    valid = [{**vector, "frames": [bytes(frame).hex() for frame in encoded(vector)]} for vector in content["messages"]]
     return {"messages": valid, "refused": content["refused"]}
 
 
@@ -149,8 +153,13 @@ def _messages() -> list[str]:
 
 def _message(tag: int, cls: type[Message]) -> str:
     doc = " ".join((cls.__doc__ or "").split())
-    rows = [f"| `{name}` | {describe(codec)} |" for name, codec in cls.FIELDS]
+    rows = [f"| `{name}` | {describe(codec)}{_since(cls, index)} |" for index, (name, codec) in enumerate(cls.FIELDS)]
     return "\n".join([f"**`{cls.__name__}`** tag `{tag:02x}`. {doc}", "", "| field | type |", "|---|---|", *rows])
+
+
+def _since(cls: type[Message], index: int) -> str:
+    first = min(version for version, length in cls.LENGTHS.items() if index < length)
+    return f", since version {first}" if first > wire.OLDEST else ""
 
 
 def _one_line(doc: str | None) -> str:

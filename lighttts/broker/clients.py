@@ -16,6 +16,7 @@ from lighttts.broker.resume import Resumption
 from lighttts.broker.slow import SlowClients
 from lighttts.errors import Cancelled, LightTTSError, ProtocolError
 from lighttts.transport.wire import (
+    STAGES,
     Cancel,
     Credit,
     EndAck,
@@ -162,7 +163,8 @@ class Clients:
 
     def _welcome(self) -> Welcome:
         software = f"lighttts {__version__}"
-        return Welcome(self._board.name, software, self._settings.max_text, self._settings.max_credit)
+        ready = all(self._workers.absent_since(stage) is None for stage in STAGES)
+        return Welcome(self._board.name, software, self._settings.max_text, self._settings.max_credit, ready)
 
     def _answer(self, client: bytes, message: Message) -> None:
         self._step.add(Reply(Channel.CLIENTS, client, encode(message)))

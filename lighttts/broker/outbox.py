@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Sequence
 
 from lighttts.transport.schema import Buffer
-from lighttts.transport.wire import MAGIC, VERSION, Audio, Mel, Tokens
+from lighttts.transport.wire import VERSIONS, Audio, Mel, Tokens, head
 
 Frames = Sequence[Buffer]
 
-DATA_HEADS = frozenset(MAGIC + bytes((VERSION, cls.TAG)) for cls in (Tokens, Mel, Audio))
+DATA_HEADS = frozenset(head(cls, version) for cls in (Tokens, Mel, Audio) for version in VERSIONS)
 UNLIMITED = float("inf")
 
 

@@ -20,9 +20,8 @@ from lighttts.broker.token_log import TOKEN_BYTES
 from lighttts.broker.workers import Worker
 from lighttts.errors import Overloaded, ProtocolError, WorkerFailed, from_code
 from lighttts.transport.wire import (
-    MAGIC,
     REGISTRY,
-    VERSION,
+    VERSIONS,
     Audio,
     Encoded,
     Mel,
@@ -30,6 +29,7 @@ from lighttts.transport.wire import (
     StageFailed,
     Tokens,
     decode,
+    head,
     readdress,
     unpack_body,
 )
@@ -44,10 +44,6 @@ _FRAME_FIELDS = 3
 _Media = type[Audio] | type[Mel]
 
 
-def _head(cls: type[Message]) -> bytes:
-    return MAGIC + bytes((VERSION, cls.TAG))
-
-
 class Results:
     """Takes in what workers push."""
 
@@ -60,13 +56,14 @@ class Results:
         self._dispatcher = dispatcher
         self._endings = endings
         self._relayed = dict.fromkeys(_OUTPUT.values(), 0)
-        self._handlers: dict[bytes, Callable[[Frames, float], None]] = {
-            _head(Audio): lambda frames, now: self._media(Audio, frames, now),
-            _head(Mel): lambda frames, now: self._media(Mel, frames, now),
-            _head(Tokens): self._tokens,
-            _head(Encoded): self._encoded,
-            _head(StageFailed): self._stage_failed,
+        handlers: dict[type[Message], Callable[[Frames, float], None]] = {
+            Audio: lambda frames, now: self._media(Audio, frames, now),
+            Mel: lambda frames, now: self._media(Mel, frames, now),
+            Tokens: self._tokens,
+            Encoded: self._encoded,
+            StageFailed: self._stage_failed,
         }
+        self._handlers = {head(cls, version): call for cls, call in handlers.items() for version in VERSIONS}
 
     def receive(self, frames: list[bytes], now: float) -> None:
         """Handles one message from the results socket."""

@@ -16,6 +16,7 @@ from lighttts.transport.schema import Buffer
 from lighttts.transport.security import Domain, Gatekeeper, Guard, Proof, guard_socket, prove_socket
 from lighttts.transport.sockets import IpcLock, SocketOptions, bind, connect, make_socket
 from lighttts.transport.watch import WATCHED_EVENTS
+from lighttts.transport.wire import OLDEST, VERSION, translate, version_of
 
 Frames = Sequence[Buffer]
 NO_TARGET = b""
@@ -75,12 +76,12 @@ class _ZmqTransport:
                 return
             if self.routed:
                 peer = frames.pop(0)
-                self._met(peer)
+                self._met(peer, frames)
                 yield peer, frames
             else:
                 yield NO_TARGET, frames
 
-    def _met(self, peer: bytes) -> None:
+    def _met(self, peer: bytes, frames: Frames) -> None:
         """A message of `peer` has arrived."""
 
     def close(self) -> None:
@@ -97,7 +98,7 @@ class _ZmqTransport:
 class Router(_ZmqTransport):
     """A bound ROUTER: many peers, each addressed by its routing id. `peers`: those heard and not known to be gone.
 
-    `guarded`: its peers have proved a key.
+    Each is answered in the protocol version it speaks. `guarded`: its peers have proved a key.
     """
 
     routed = True
@@ -109,6 +110,8 @@ class Router(_ZmqTransport):
         self.peers: set[bytes] = set()
         self._guarded = guarded
         self._users: dict[bytes, str] = {}
+        self._versions: dict[bytes, int] = {}
+        """Of the peers that speak an older one than ours."""
 
     def receive(self, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
         """Yields (peer, frames) of at most `budget` waiting messages; never blocks."""
@@ -124,18 +127,27 @@ class Router(_ZmqTransport):
             peer = first.bytes
             if peer not in self._users:
                 self._users[peer] = str(first.get("User-Id"))
-            self._met(peer)
-            yield peer, self.socket.recv_multipart(zmq.NOBLOCK)
+            frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            self._met(peer, frames)
+            yield peer, frames
 
     def user(self, peer: bytes) -> str:
         """The name under which the key of `peer` is allowed; empty if it is not in `peers`, or needs no key."""
         return self._users.get(peer, "")
 
-    def _met(self, peer: bytes) -> None:
+    def _met(self, peer: bytes, frames: Frames) -> None:
         self.peers.add(peer)
+        version = version_of(frames)
+        if version == OLDEST:
+            self._versions[peer] = version
+        elif version == VERSION and self._versions:
+            self._versions.pop(peer, None)
 
     def send(self, target: bytes, frames: Frames) -> Delivery:
         """Queues `frames` for `target`; never blocks, never drops in silence."""
+        version = self._versions.get(target)
+        if version:
+            frames = translate(frames, version)
         try:
             _send(self.socket, (target, *frames))
         except zmq.Again:
@@ -155,6 +167,7 @@ class Router(_ZmqTransport):
         """Drops `peer` from the broadcast list."""
         self.peers.discard(peer)
         self._users.pop(peer, None)
+        self._versions.pop(peer, None)
 
 
 class Link(_ZmqTransport):

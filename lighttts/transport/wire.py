@@ -9,6 +9,8 @@ One message is one ZeroMQ multipart message, after any routing id::
 `decode` refuses a wrong magic, version, tag or size before it looks into the body, then checks every field. Whatever is
 wrong, it raises `ProtocolError`; no input makes it raise anything else. docs/protocol.md describes all this for other
 languages.
+
+Two versions are spoken: `VERSION`, and `OLDEST`, the one before it. A version only ever adds fields at a message's end.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from lighttts.transport.schema import (
     U63,
     Array,
     Blob,
+    Bool,
     Buffer,
     Codec,
     Flag,
@@ -40,8 +43,11 @@ from lighttts.transport.schema import (
 )
 
 MAGIC = b"LT"
-VERSION = 1
+VERSION = 2
+OLDEST = 1
+VERSIONS = (OLDEST, VERSION)
 
+HEAD_BYTES = 4
 MAX_BODY = 1 << 20
 MAX_PAYLOADS = 6
 MAX_FRAME_BYTES = 64 << 20
@@ -88,12 +94,20 @@ Seconds = Annotated[float, Float(0.0, 1e9)]
 REGISTRY: dict[int, type[Message]] = {}
 
 
+class Since(NamedTuple):
+    """Marks a field that came with protocol `version`; in an older message it has the class' default."""
+
+    version: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Message:
     """Base of all messages. Two messages are equal when they encode to the same bytes."""
 
     TAG: ClassVar[int]
     FIELDS: ClassVar[tuple[tuple[str, Codec], ...]]
+    LENGTHS: ClassVar[dict[int, int]]
+    """How many of the fields a version has."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and [*map(bytes, encode(self))] == [*map(bytes, encode(other))]
@@ -112,6 +126,8 @@ def _message(tag: int) -> Callable[[type[M]], type[M]]:
         hints = get_type_hints(cls, include_extras=True)
         cls.TAG = tag
         cls.FIELDS = tuple((f.name, hints[f.name].__metadata__[0]) for f in fields(cls))
+        since = [marks.version for f in fields(cls) for marks in hints[f.name].__metadata__[1:]]
+        cls.LENGTHS = {v: len(cls.FIELDS) - sum(version > v for version in since) for v in VERSIONS}
         if tag in REGISTRY:
             raise TypeError(f"tag {tag:#x} is taken by {REGISTRY[tag].__name__}")
         REGISTRY[tag] = cls
@@ -216,12 +232,14 @@ class Resume(Message):
 @_message(0x20)
 @dataclass(frozen=True, slots=True, eq=False)
 class Welcome(Message):
-    """Answers `Hello`. `max_text`: longest text in characters; `max_credit`: most frames in flight a request."""
+    """Answers `Hello`. `max_text`: longest text in characters; `max_credit`: most frames in flight a request; `ready`:
+    there is a worker of every stage."""
 
     broker: Name
     software: Name
     max_text: U32
     max_credit: U32
+    ready: Annotated[bool, Bool(), Since(2)] = True
 
 
 @_message(0x21)
@@ -555,11 +573,11 @@ _TOKENS_ATTEMPT = [name for name, _ in Tokens.FIELDS].index("attempt")
 # ---- encoding --------------------------------------------------------------------------------------------------------
 
 
-def encode(message: Message) -> list[Buffer]:
+def encode(message: Message, version: int = VERSION) -> list[Buffer]:
     """Frames of a message: head, body, payloads. Raises `ProtocolError` when a field is out of its limits."""
     payloads: list[Buffer] = []
     body = []
-    for name, codec in message.FIELDS:
+    for name, codec in message.FIELDS[: message.LENGTHS[version]]:
         try:
             body.append(codec.pack(getattr(message, name), payloads))
         except (ValueError, UnicodeEncodeError) as error:
@@ -567,7 +585,12 @@ def encode(message: Message) -> list[Buffer]:
     packed: bytes = msgpack.packb(body)
     if len(packed) > MAX_BODY:
         raise ProtocolError(f"{type(message).__name__} has a body of {len(packed)} bytes, the limit is {MAX_BODY}")
-    return [MAGIC + bytes((VERSION, message.TAG)), packed, *payloads]
+    return [head(type(message), version), packed, *payloads]
+
+
+def head(cls: type[Message], version: int) -> bytes:
+    """The first frame of such a message."""
+    return MAGIC + bytes((version, cls.TAG))
 
 
 def readdress(frames: Sequence[Buffer], attempt: int) -> list[Buffer]:
@@ -578,17 +601,31 @@ def readdress(frames: Sequence[Buffer], attempt: int) -> list[Buffer]:
     return [frames[0], packed, *frames[2:]]
 
 
-def message_type(head: Buffer) -> type[Message]:
+def translate(frames: Sequence[Buffer], version: int) -> Sequence[Buffer]:
+    """A valid message as one of another version: what that version has no field for is left out."""
+    cls = message_type(frames[0])
+    if cls.LENGTHS[version] == cls.LENGTHS[frames[0][2]]:
+        return [head(cls, version), *frames[1:]]
+    return encode(decode(frames), version)
+
+
+def version_of(frames: Sequence[Buffer]) -> int:
+    """The version of the message in `frames`, known or not; 0 if it has no head of ours."""
+    first = frames[0] if frames else b""
+    return first[2] if len(first) == HEAD_BYTES and bytes(first[:2]) == MAGIC else 0
+
+
+def message_type(first: Buffer) -> type[Message]:
     """The class a head frame announces. Raises `ProtocolError` on a wrong size, magic, version or tag."""
-    if len(head) != 4 or bytes(head[:2]) != MAGIC:
+    if len(first) != HEAD_BYTES or bytes(first[:2]) != MAGIC:
         raise ProtocolError("not a LightTTS message: connect to a LightTTS endpoint with a LightTTS client")
-    if head[2] != VERSION:
+    if first[2] not in VERSIONS:
         raise ProtocolError(
-            f"protocol version {head[2]} is not supported, this side speaks {VERSION}: upgrade the older side"
+            f"protocol version {first[2]} is not supported, this side speaks {OLDEST} and {VERSION}: upgrade the older"
         )
-    cls = REGISTRY.get(head[3])
+    cls = REGISTRY.get(first[3])
     if cls is None:
-        raise ProtocolError(f"unknown message tag {head[3]:#04x}: the other side is newer or corrupt")
+        raise ProtocolError(f"unknown message tag {first[3]:#04x}: the other side is newer or corrupt")
     return cls
 
 
@@ -600,10 +637,10 @@ def decode(frames: Sequence[Buffer]) -> Message:
     if len(frames) < 2 or len(frames) > 2 + MAX_PAYLOADS:
         raise ProtocolError(f"a message has 2 to {2 + MAX_PAYLOADS} frames, not {len(frames)}")
     cls = message_type(frames[0])
-    values = unpack_body(cls, frames[1])
+    values = unpack_body(cls, frames[1], frames[0][2])
     payloads = iter(frames[2:])
     fields_ = []
-    for (name, codec), raw in zip(cls.FIELDS, values, strict=True):
+    for (name, codec), raw in zip(cls.FIELDS, values, strict=False):
         try:
             fields_.append(codec.unpack(raw, payloads))
         except ValueError as error:
@@ -613,7 +650,7 @@ def decode(frames: Sequence[Buffer]) -> Message:
     return cls(*fields_)
 
 
-def unpack_body(cls: type[Message], body: Buffer) -> list[object]:
+def unpack_body(cls: type[Message], body: Buffer, version: int = VERSION) -> list[object]:
     """The raw field values of a `cls` body, one a field but none of them checked: for a relay that looks at a few.
 
     Raises `ProtocolError` when the body is too large, not msgpack, or has another number of fields.
@@ -624,6 +661,6 @@ def unpack_body(cls: type[Message], body: Buffer) -> list[object]:
         values = msgpack.unpackb(body, max_array_len=MAX_ARRAY, max_map_len=0, max_ext_len=0, strict_map_key=True)
     except (ValueError, msgpack.UnpackException) as error:
         raise ProtocolError(f"{cls.__name__} has a body that is not valid msgpack: {error}") from None
-    if type(values) is not list or len(values) != len(cls.FIELDS):
-        raise ProtocolError(f"{cls.__name__} must have {len(cls.FIELDS)} fields")
+    if type(values) is not list or len(values) != cls.LENGTHS[version]:
+        raise ProtocolError(f"{cls.__name__} must have {cls.LENGTHS[version]} fields")
     return values

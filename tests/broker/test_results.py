@@ -120,7 +120,7 @@ def test_an_encoding_that_contradicts_itself_ends_the_request() -> None:
         [b"LT\x01\x32"],
         [b"LT\x01\x32", b"\xc1", b""],
         [b"LT\x01\x32", msgpack.packb([1, 2]), b""],
-        [b"LT\x02\x32", *raw(audio("r1", 3, 0))[1:]],
+        [b"LT\x03\x32", *raw(audio("r1", 3, 0))[1:]],
         raw(wire.Register("w", 3, "llm", "", "", 1, ())),
         raw(encoded("r1", 1))[:-1],
     ],

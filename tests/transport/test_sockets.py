@@ -20,7 +20,7 @@ from lighttts.transport.endpoints import connectable, is_loopback, listening, tc
 from lighttts.transport.sockets import IPC_PATH_MAX, IpcLock, SocketOptions, make_socket
 from lighttts.transport.transport import NO_TARGET, Delivery, Link, Router, Sockets
 from lighttts.transport.watch import Connection, connection_event
-from lighttts.transport.wire import MAX_FRAME_BYTES
+from lighttts.transport.wire import MAX_FRAME_BYTES, OLDEST, VERSION, Hello, Welcome, encode, version_of
 
 DEADLINE_MS = 10_000
 ANY_PORT = "tcp://127.0.0.1:0"
@@ -148,6 +148,30 @@ def test_receiving_stops_at_its_budget_and_at_the_end(sockets: Sockets) -> None:
         got += batch
     assert got == [bytes([number]) for number in range(5)]
     assert list(router.receive(2)) == []
+
+
+def test_a_router_answers_each_peer_in_the_version_it_speaks(sockets: Sockets) -> None:
+    router = sockets.router(ANY_PORT)
+    old, new = sockets.dealer(router.endpoint, b"old"), sockets.dealer(router.endpoint, b"new")
+    send(old, *map(bytes, encode(Hello("c", "s"), OLDEST)))
+    send(new, *map(bytes, encode(Hello("c", "s"))))
+    for _ in range(2):
+        receive(router)
+    welcome = Welcome("b", "s", 1, 1, ready=False)
+    for peer in (b"old", b"new"):
+        assert router.send(peer, encode(welcome)) is Delivery.SENT
+    assert receive(old)[1] == encode(welcome, OLDEST)
+    assert receive(new)[1] == encode(welcome)
+
+
+def test_a_peer_that_was_upgraded_is_answered_in_its_new_version(sockets: Sockets) -> None:
+    router = sockets.router(ANY_PORT)
+    dealer = sockets.dealer(router.endpoint, b"peer")
+    for version in (OLDEST, VERSION):
+        send(dealer, *map(bytes, encode(Hello("c", "s"), version)))
+        receive(router)
+        router.send(b"peer", encode(Welcome("b", "s", 1, 1)))
+        assert version_of(receive(dealer)[1]) == version
 
 
 # ---- links ----

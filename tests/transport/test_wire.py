@@ -18,7 +18,10 @@ from lighttts.transport.wire import (
     MAX_ARRAY,
     MAX_BODY,
     MAX_PAYLOADS,
+    OLDEST,
     REGISTRY,
+    VERSION,
+    VERSIONS,
     Audio,
     Cancel,
     Grant,
@@ -28,12 +31,16 @@ from lighttts.transport.wire import (
     Synth,
     Tokens,
     Voices,
+    Welcome,
     decode,
     encode,
+    head,
+    translate,
+    version_of,
 )
 from tests.transport.strategies import messages
 
-HEAD = b"LT\x01"
+HEAD = b"LT\x02"
 
 
 def frames_of(message: Message) -> list[bytes]:
@@ -58,7 +65,7 @@ class Untouched:
 @settings(max_examples=600, deadline=None)
 def test_any_message_comes_out_as_it_went_in(message: Message) -> None:
     frames = frames_of(message)
-    assert frames[0] == HEAD + bytes([message.TAG])
+    assert frames[0] == head(type(message), VERSION)
     received = decode(frames)
     assert type(received) is type(message)
     for name, _ in message.FIELDS:
@@ -199,15 +206,57 @@ def test_a_body_that_is_not_the_fields_is_refused(body: bytes) -> None:
         decode([HEAD + bytes([Cancel.TAG]), body])
 
 
+# ---- versions ----
+
+
+@given(messages())
+@settings(max_examples=300, deadline=None)
+def test_a_message_of_the_version_before_means_the_same_without_what_came_later(message: Message) -> None:
+    old = encode(message, OLDEST)
+    received = decode(old)
+    known = message.LENGTHS[OLDEST]
+    assert version_of(old) == OLDEST
+    assert type(received) is type(message)
+    assert [*map(bytes, encode(received, OLDEST))] == [*map(bytes, old)]
+    for name, _ in message.FIELDS[known:]:
+        default = next(field.default for field in fields(type(message)) if field.name == name)
+        assert getattr(received, name) == default
+
+
+@given(messages())
+@settings(max_examples=300, deadline=None)
+def test_a_relayed_message_is_translated_to_the_version_of_whoever_gets_it(message: Message) -> None:
+    for there in VERSIONS:
+        there_and_here = translate(encode(message), there)
+        assert [*map(bytes, there_and_here)] == [*map(bytes, encode(message, there))]
+        assert decode(translate(there_and_here, VERSION)) == decode(there_and_here)
+
+
+@pytest.mark.parametrize("cls", [Tokens, Mel, Audio])
+def test_what_is_relayed_by_the_thousand_is_alike_in_both_versions(cls: type[Message]) -> None:
+    assert cls.LENGTHS[OLDEST] == cls.LENGTHS[VERSION] == len(cls.FIELDS)
+
+
+def test_a_field_of_a_later_version_is_refused_in_an_older_message() -> None:
+    newest = encode(Welcome("b", "s", 1, 1, ready=False))
+    with pytest.raises(ProtocolError, match="must have 4 fields"):
+        decode([head(Welcome, OLDEST), *newest[1:]])
+
+
+@pytest.mark.parametrize("frames", [[], [b""], [b"LT\x02"], [b"XX\x02\x10", b""]])
+def test_what_is_no_message_has_no_version(frames: list[bytes]) -> None:
+    assert version_of(frames) == 0
+
+
 # ---- order of refusals, and limits before memory ----
 
 
 @pytest.mark.parametrize(
-    "head", [b"", b"LT\x01", b"LT\x01\x12\x00", b"XT\x01\x12", b"LT\x00\x12", b"LT\x02\x12", b"LT\x01\xff"]
+    "first", [b"", b"LT\x02", b"LT\x02\x12\x00", b"XT\x01\x12", b"LT\x00\x12", b"LT\x03\x12", b"LT\x02\xff"]
 )
-def test_a_wrong_head_is_refused_before_the_body_is_looked_at(head: bytes) -> None:
+def test_a_wrong_head_is_refused_before_the_body_is_looked_at(first: bytes) -> None:
     with pytest.raises(ProtocolError):
-        decode([head, Untouched()])  # type: ignore[list-item]
+        decode([first, Untouched()])  # type: ignore[list-item]
 
 
 def test_the_version_is_named_when_it_is_another() -> None:
