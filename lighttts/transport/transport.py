@@ -223,13 +223,22 @@ class Sockets:
     def watched_dealer(self, endpoint: str, identity: bytes = b"") -> tuple[Link, Link]:
         """A DEALER as `dealer` makes it, and a link that receives its `watch.connection_event`s. Raises
         `ConfigError`."""
-        socket = make_socket(self._context, zmq.DEALER, self.options)
-        events = self._keep(Link(socket.get_monitor_socket(WATCHED_EVENTS), endpoint))
-        return self._keep(Link(self._connect(socket, endpoint, identity), endpoint)), events
+        return self._watched(zmq.DEALER, endpoint, identity)
 
     def push(self, endpoint: str) -> Link:
         """A PUSH connected to `endpoint`. Raises `ConfigError`."""
         return self._keep(Link(self._connected(zmq.PUSH, endpoint, b""), endpoint))
+
+    def watched_push(self, endpoint: str) -> tuple[Link, Link]:
+        """A PUSH as `push` makes it, and a link that receives its `watch.connection_event`s. Raises `ConfigError`."""
+        return self._watched(zmq.PUSH, endpoint, b"")
+
+    def discard(self, link: Link, events: Link) -> None:
+        """Closes a watched socket and its events before the others; whoever polls them must have let go of them."""
+        # In this order: a socket that has an event to tell would wait for one who listens.
+        for transport in (link, events):
+            transport.close()
+            self._open.remove(transport)
 
     def close(self) -> None:
         """Closes every socket and the context."""
@@ -265,6 +274,17 @@ class Sockets:
         if self._gatekeeper is None:
             self._gatekeeper = Gatekeeper(self._context, guard)
         guard_socket(socket, guard.folder, domain)
+
+    def _watched(self, kind: int, endpoint: str, identity: bytes) -> tuple[Link, Link]:
+        socket = make_socket(self._context, kind, self.options)
+        events = Link(socket.get_monitor_socket(WATCHED_EVENTS), endpoint)
+        try:
+            self._connect(socket, endpoint, identity)
+        except BaseException:
+            events.close()
+            raise
+        self._keep(events)
+        return self._keep(Link(socket, endpoint)), events
 
     def _connected(self, kind: int, endpoint: str, identity: bytes) -> zmq.Socket[bytes]:
         return self._connect(make_socket(self._context, kind, self.options), endpoint, identity)
