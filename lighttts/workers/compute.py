@@ -202,7 +202,7 @@ class Compute:
 
     def _accept(self, work: Work, message: wire.Message) -> None:
         try:
-            self._stage.accept(message)
+            self._stage.accept(work, message)
         except Exception as error:
             self._stage.abort(work)
             self._emit([failed(work, self._stage.epoch, typed(error, self._stage.name, work))])

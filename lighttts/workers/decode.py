@@ -20,7 +20,7 @@ from lighttts.workers.model import dtype_of, model_name, observe_device, pick_de
 from lighttts.workers.seeds import sentence_seed
 from lighttts.workers.service import serve
 from lighttts.workers.speech import FRAMES_PER_SECOND, Speech
-from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed, work_of
+from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "decode"
 GPU_BATCH = 16
@@ -47,13 +47,13 @@ class DecodeStage(Stage):
     def waiting(self) -> int:
         return len(self._requests) - self._engine.streams
 
-    def accept(self, message: wire.Message) -> None:
+    def accept(self, work: Work, message: wire.Message) -> None:
         if isinstance(message, wire.DecodeWork):
             metrics.requests_total.labels(_NAME, message.output).inc()
-            self._requests[work_of(message)] = Speech(message)
+            self._requests[work] = Speech(work, message)
         else:
             assert isinstance(message, wire.Tokens)
-            speech = self._requests[work_of(message)]
+            speech = self._requests[work]
             speech.receive(message)
             self._feed(speech)
 

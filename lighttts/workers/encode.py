@@ -16,7 +16,7 @@ from lighttts.models.directory import ModelDirectory
 from lighttts.transport import wire
 from lighttts.workers.model import model_name
 from lighttts.workers.service import serve
-from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed, work_of
+from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "encode"
 
@@ -31,7 +31,7 @@ class EncodeStage(Stage):
     def __init__(self, engine: EncodeEngine, epoch: int, capacity: int) -> None:
         super().__init__(epoch, capacity)
         self._engine = engine
-        self._queue: deque[wire.EncodeWork] = deque()
+        self._queue: deque[tuple[Work, wire.EncodeWork]] = deque()
 
     @property
     def busy(self) -> bool:
@@ -41,17 +41,16 @@ class EncodeStage(Stage):
     def waiting(self) -> int:
         return len(self._queue)
 
-    def accept(self, message: wire.Message) -> None:
+    def accept(self, work: Work, message: wire.Message) -> None:
         assert isinstance(message, wire.EncodeWork)
         metrics.requests_total.labels(_NAME, _method(message)).inc()
-        self._queue.append(message)
+        self._queue.append((work, message))
 
     def abort(self, work: Work) -> None:
-        self._queue = deque(message for message in self._queue if work_of(message) != work)
+        self._queue = deque(entry for entry in self._queue if entry[0] != work)
 
     def step(self) -> list[Result]:
-        message = self._queue.popleft()
-        work = work_of(message)
+        work, message = self._queue.popleft()
         metrics.batch_size.labels(_NAME).observe(1)
         job = EncodeJob(message.text, message.voice, message.prompt, message.prompt_text)
         try:
@@ -77,7 +76,7 @@ def _message(work: Work, epoch: int, encoded: Encoded) -> wire.Encoded:
     ids = [sentence.ids for sentence in encoded.sentences]
     voice = encoded.voice
     return wire.Encoded(
-        *work,
+        *work.named,
         epoch,
         lengths=tuple(map(len, ids)),
         voice_key=voice.key,

@@ -21,7 +21,7 @@ from lighttts.transport import wire
 from lighttts.workers.model import dtype_of, model_name, observe_device, pick_device, watch_modules
 from lighttts.workers.seeds import sentence_seed
 from lighttts.workers.service import serve
-from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed, work_of
+from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "llm"
 _EARLY_TOKENS = 60
@@ -37,12 +37,12 @@ _NO_TOKENS = np.zeros(0, np.int32)
 class _Request:
     """One request: which sentence it is at, and the tokens that have not been sent."""
 
-    def __init__(self, message: wire.GenerateWork) -> None:
+    def __init__(self, work: Work, message: wire.GenerateWork) -> None:
         if not message.lengths or sum(message.lengths) != len(message.text_ids):
             raise ProtocolError("GenerateWork.lengths do not add up to its text_ids", field="lengths")
         if message.sentence >= len(message.lengths):
             raise ProtocolError("GenerateWork.sentence is none of its sentences", field="sentence")
-        self.work = work_of(message)
+        self.work = work
         self.message = message
         self.sentences = np.split(message.text_ids, np.cumsum(message.lengths)[:-1])
         self.sentence = message.sentence
@@ -69,7 +69,7 @@ class _Request:
         """The unsent tokens; `final` ends the sentence."""
         last = final and self.sentence == len(self.sentences) - 1
         tokens = np.array(self.unsent, np.int32)
-        message = wire.Tokens(*self.work, epoch, self.seq, self.sentence, final, last, tokens)
+        message = wire.Tokens(*self.work.named, epoch, self.seq, self.sentence, final, last, tokens)
         self.seq += 1
         self.sent += len(self.unsent)
         self.sentence += final
@@ -97,10 +97,10 @@ class LLMStage(Stage):
     def waiting(self) -> int:
         return self._engine.waiting
 
-    def accept(self, message: wire.Message) -> None:
+    def accept(self, work: Work, message: wire.Message) -> None:
         assert isinstance(message, wire.GenerateWork)
         metrics.requests_total.labels(_NAME, "generate").inc()
-        request = _Request(message)
+        request = _Request(work, message)
         self._engine.add(request.job())
         self._requests[request.work] = request
 

@@ -16,7 +16,7 @@ from lighttts.engine.decode_stream import FRAMES_A_TOKEN
 from lighttts.errors import InvalidInput, WorkerFailed
 from lighttts.transport import wire
 from lighttts.transport.schema import FloatArray
-from lighttts.workers.stage import Result, work_of
+from lighttts.workers.stage import Result, Work
 
 FRAMES_PER_SECOND = 50
 _LOUDEST_S16 = 32767
@@ -28,11 +28,11 @@ class Speech:
     Work taken over begins with the first sentence that is not wholly sent, of which all rows sent before are skipped.
     """
 
-    def __init__(self, message: wire.DecodeWork) -> None:
+    def __init__(self, work: Work, message: wire.DecodeWork) -> None:
         if message.output not in ("audio", "mel"):
             raise InvalidInput(f"there is nothing to decode for output {message.output}", field="output")
         self.message = message
-        self.work = work_of(message)
+        self.work = work
         # Copies: what arrived is a read-only view that would keep the whole message alive.
         self.voice = VoicePrompt(
             key=message.voice_key,
@@ -85,7 +85,7 @@ class Speech:
         if not len(rows) and not last:
             return []
         self._time()
-        head = (*self.work, epoch, self._seq, sentence, last, self._rows, tokens)
+        head = (*self.work.named, epoch, self._seq, sentence, last, self._rows, tokens)
         self._seq += 1
         self._rows += len(rows)
         if self.message.output == "mel":

@@ -20,10 +20,19 @@ _ERROR_FIELD = 100
 
 
 class Work(NamedTuple):
-    """Names one attempt at one request: what a worker is given, aborts and answers."""
+    """Names one attempt at one request: what a worker is given, aborts and answers.
+
+    `seat` numbers the broker it comes from, among those the worker serves: two may have the same request.
+    """
 
     request_id: str
     attempt: int
+    seat: int = 0
+
+    @property
+    def named(self) -> tuple[str, int]:
+        """As messages name it."""
+        return self.request_id, self.attempt
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,8 @@ class Stage(ABC):
         """Accepted requests that are not being worked on yet."""
 
     @abstractmethod
-    def accept(self, message: wire.Message) -> None:
-        """Begins or continues work."""
+    def accept(self, work: Work, message: wire.Message) -> None:
+        """Begins or continues `work`, which `message` is of."""
 
     @abstractmethod
     def abort(self, work: Work) -> None:
@@ -107,18 +116,18 @@ class Stage(ABC):
         """Has `moved` called every now and then within a long step: by then the engine is not stuck."""
 
 
-def work_of(message: wire.Message) -> Work:
-    """The work a dispatch, feed or abort message names."""
+def work_of(message: wire.Message, seat: int = 0) -> Work:
+    """The work a dispatch, feed or abort message of the broker at `seat` names."""
     if not isinstance(message, wire.EncodeWork | wire.GenerateWork | wire.DecodeWork | wire.Tokens | wire.Abort):
         raise TypeError(f"{type(message).__name__} names no work")
-    return Work(message.request_id, message.attempt)
+    return Work(message.request_id, message.attempt, seat)
 
 
 def failed(work: Work, epoch: int, error: LightTTSError) -> Result:
     """The end of `work` by `error`."""
     text = error.text.encode()[:_ERROR_TEXT].decode(errors="ignore")
     field_ = error.field.encode()[:_ERROR_FIELD].decode(errors="ignore")
-    message = wire.StageFailed(*work, epoch, error.code, text, field_, error.retryable)
+    message = wire.StageFailed(*work.named, epoch, error.code, text, field_, error.retryable)
     return Result(work, message, ends=True)
 
 

@@ -16,7 +16,7 @@ from lighttts.transport import wire
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import Delivery, Sockets
 from lighttts.workers.base import Worker
-from lighttts.workers.stage import Boot, Result, Stage, Work, work_of
+from lighttts.workers.stage import Boot, Result, Stage, Work
 
 PATIENCE = 30.0
 """Seconds after which what a test waits for is taken to be missing."""
@@ -191,9 +191,8 @@ class ScriptedStage(Stage):
     def waiting(self) -> int:
         return 0
 
-    def accept(self, message: wire.Message) -> None:
+    def accept(self, work: Work, message: wire.Message) -> None:
         assert isinstance(message, wire.GenerateWork)
-        work = work_of(message)
         self._left[work] = message.lengths[0]
         self._seq[work] = 0
         self._seeds[work] = message.seed
@@ -224,7 +223,7 @@ class ScriptedStage(Stage):
             del self._left[work]
         dtype = np.float64 if self._seeds[work] == self.UNSENDABLE else np.int32
         tokens = np.full(4096 if self._seeds[work] == self.BULKY else 1, seq, dtype)
-        return Result(work, wire.Tokens(*work, self.epoch, seq, 0, last, last, tokens), last)
+        return Result(work, wire.Tokens(*work.named, self.epoch, seq, 0, last, last, tokens), last)
 
 
 def work(request_id: str, frames: int = 1, *, seed: int = 0, attempt: int = 0) -> wire.GenerateWork:

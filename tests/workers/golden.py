@@ -16,6 +16,8 @@ from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import load_flow
 from lighttts.models.hift import load_hift
 from lighttts.models.llm import load_llm
+from lighttts.transport import wire
+from lighttts.workers.stage import Stage, work_of
 
 torch.set_num_threads(1)
 
@@ -53,6 +55,11 @@ def _decoders() -> tuple[object, object]:
 
 def decode_engine(streams: int = 4) -> DecodeEngine:
     return DecodeEngine(*_decoders(), max_batch=4, max_streams=streams)  # type: ignore[arg-type]
+
+
+def give(stage: Stage, message: wire.Message, seat: int = 0) -> None:
+    """Has `stage` accept what a broker sent."""
+    stage.accept(work_of(message, seat), message)
 
 
 def generated(text: Ints, prompt_text: Ints, prompt: Ints, seed: int) -> list[int]:

@@ -17,7 +17,7 @@ from lighttts.workers.decode import DecodeStage
 from lighttts.workers.seeds import sentence_seed
 from lighttts.workers.speech import samples
 from lighttts.workers.stage import Result, Work
-from tests.workers.golden import SPEECH_TOKENS, decode_engine, decoded
+from tests.workers.golden import SPEECH_TOKENS, decode_engine, decoded, give
 
 RANDOM = np.random.default_rng(0)
 SENTENCES = [RANDOM.integers(0, SPEECH_TOKENS, size, dtype=np.int32) for size in (61, 7, 30)]
@@ -63,9 +63,9 @@ def stage(streams: int = 4) -> DecodeStage:
 def run(stage: DecodeStage, work: wire.DecodeWork, frames: list[wire.Tokens]) -> list[Result]:
     """Results of a request whose tokens come one frame at a time."""
     results: list[Result] = []
-    stage.accept(received(work))
+    give(stage, received(work))
     for frame in frames:
-        stage.accept(received(frame))
+        give(stage, received(frame))
         while stage.busy:
             results += stage.step()
     return results
@@ -137,11 +137,11 @@ def test_requests_side_by_side_get_what_each_gets_alone() -> None:
     worker = stage()
     streams = {name: token_frames(name, SENTENCES) for name in names}
     for seed, name in enumerate(names):
-        worker.accept(received(decode_work(name, seed=seed, output="mel")))
+        give(worker, received(decode_work(name, seed=seed, output="mel")))
     results: list[Result] = []
     for frames in zip(*streams.values(), strict=True):
         for frame in frames:
-            worker.accept(received(frame))
+            give(worker, received(frame))
         while worker.busy:
             results += worker.step()
     for seed, name in enumerate(names):
@@ -154,9 +154,9 @@ def test_requests_side_by_side_get_what_each_gets_alone() -> None:
 
 def test_the_whole_request_may_arrive_before_its_first_hop_is_computed() -> None:
     worker = stage(streams=1)
-    worker.accept(received(decode_work("a")))
+    give(worker, received(decode_work("a")))
     for frame in token_frames("a", SENTENCES):
-        worker.accept(received(frame))
+        give(worker, received(frame))
     results: list[Result] = []
     while worker.busy:
         results += worker.step()
@@ -190,21 +190,21 @@ def test_lost_tokens_are_an_error_and_never_a_gap_in_the_audio(lost: int) -> Non
 
 def test_tokens_that_are_none_of_the_models_fail_their_request_alone() -> None:
     worker = stage()
-    worker.accept(received(decode_work("good")))
+    give(worker, received(decode_work("good")))
     with pytest.raises(InvalidInput):
         run(worker, decode_work("bad"), token_frames("bad", [np.full(9, SPEECH_TOKENS, np.int32)]))
     worker.abort(Work("bad", 2))
     for frame in token_frames("good", SENTENCES[1:2]):
-        worker.accept(received(frame))
+        give(worker, received(frame))
     assert worker.step()[-1].ends
 
 
 def test_a_later_sentence_that_cannot_be_decoded_ends_its_request_with_an_error() -> None:
     bad = np.full(9, SPEECH_TOKENS, np.int32)
     worker = stage()
-    worker.accept(received(decode_work("a")))
+    give(worker, received(decode_work("a")))
     for frame in token_frames("a", [SENTENCES[1], bad]):
-        worker.accept(received(frame))
+        give(worker, received(frame))
     results: list[Result] = []
     while worker.busy:
         results += worker.step()
@@ -214,19 +214,38 @@ def test_a_later_sentence_that_cannot_be_decoded_ends_its_request_with_an_error(
 
 def test_an_output_that_is_not_decoded_is_refused() -> None:
     with pytest.raises(InvalidInput, match="tokens"):
-        stage().accept(received(decode_work("a", output="tokens")))
+        give(stage(), received(decode_work("a", output="tokens")))
 
 
 def test_an_aborted_request_gives_its_stream_back() -> None:
     worker = stage(streams=1)
     for request in ("a", "b"):
-        worker.accept(received(decode_work(request)))
+        give(worker, received(decode_work(request)))
         for frame in token_frames(request, SENTENCES)[:4]:
-            worker.accept(received(frame))
+            give(worker, received(frame))
         worker.abort(Work(request, 2))
         worker.abort(Work(request, 2))
     assert not worker.busy
     assert run(worker, decode_work("c"), token_frames("c", SENTENCES))[-1].ends
+
+
+def test_the_same_request_of_two_brokers_is_two_requests() -> None:
+    worker = stage()
+    works = [decode_work("a", seed=seed, output="mel") for seed in (1, 2)]
+    streams = [token_frames("a", [tokens]) for tokens in SENTENCES[:2]]
+    results: list[Result] = []
+    for seat in (0, 1):
+        give(worker, received(works[seat]), seat)
+    for seat in (0, 1):
+        for frame in streams[seat]:
+            give(worker, received(frame), seat)
+        while worker.busy:
+            results += worker.step()
+    for seat in (0, 1):
+        alone = [result.message for result in run(stage(), works[seat], streams[seat])]
+        mine = [result.message for result in results if result.work == Work("a", 2, seat)]
+        for one, other in zip(mine, alone, strict=True):
+            np.testing.assert_allclose(one.mel, other.mel, atol=MOST_DIFFERENCE)
 
 
 @given(arrays(np.float32, st.integers(0, 50), elements=st.floats(-4, 4, width=32)))

@@ -14,7 +14,7 @@ from lighttts.frontend.encode import EncodeEngine, EncodeJob
 from lighttts.transport import wire
 from lighttts.workers.encode import EncodeStage
 from lighttts.workers.stage import Result, Work
-from tests.workers.golden import GOLDEN, VOICE, directory, encode_engine
+from tests.workers.golden import GOLDEN, VOICE, directory, encode_engine, give
 
 TEXT = "Hello there, general. How are you today?"
 
@@ -38,7 +38,7 @@ def stage(engine: EncodeEngine | None = None) -> EncodeStage:
 
 def run(stage: EncodeStage, *works: wire.EncodeWork) -> list[Result]:
     for work in works:
-        stage.accept(work)
+        give(stage, work)
     results = []
     while stage.busy:
         results += stage.step()
@@ -114,11 +114,19 @@ def test_a_defect_of_one_request_is_its_own(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_aborted_request_is_not_encoded() -> None:
     worker = stage()
-    worker.accept(encode_work("a"))
-    worker.accept(encode_work("b"))
+    give(worker, encode_work("a"))
+    give(worker, encode_work("b"))
     assert worker.waiting == 2
     worker.abort(Work("a", 2))
     assert [result.work.request_id for result in run(worker)] == ["b"]
+
+
+def test_the_same_request_of_two_brokers_is_two_requests() -> None:
+    worker = stage()
+    for seat in (0, 1, 2):
+        give(worker, encode_work("a"), seat)
+    worker.abort(Work("a", 2, 1))
+    assert [result.work for result in run(worker)] == [Work("a", 2, 0), Work("a", 2, 2)]
 
 
 def test_prompts_heard_before_come_from_the_cache_and_the_gauge_says_how_many() -> None:

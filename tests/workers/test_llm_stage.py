@@ -14,7 +14,7 @@ from lighttts.transport import wire
 from lighttts.workers.llm import LLMStage
 from lighttts.workers.seeds import sentence_seed
 from lighttts.workers.stage import Result, Work
-from tests.workers.golden import NO_TOKENS, generated, llm_engine
+from tests.workers.golden import NO_TOKENS, generated, give, llm_engine
 
 SENTENCES = [np.array([5, 9, 200, 31], np.int32), np.array([77, 3], np.int32), np.array([1, 2, 3, 4, 5, 6], np.int32)]
 PROMPT_TEXT = np.array([11, 12, 13], np.int32)
@@ -54,7 +54,7 @@ def tokens_of(frames: list[wire.Tokens], sentence: int) -> list[int]:
 
 def test_each_sentence_is_generated_in_turn_with_its_own_seed() -> None:
     worker = stage()
-    worker.accept(generate("a", SENTENCES, seed=42))
+    give(worker, generate("a", SENTENCES, seed=42))
     frames = frames_of(run(worker), "a")
     for index, text in enumerate(SENTENCES):
         expected = generated(text, PROMPT_TEXT, PROMPT, sentence_seed(42, index))
@@ -64,7 +64,7 @@ def test_each_sentence_is_generated_in_turn_with_its_own_seed() -> None:
 
 def test_frames_are_numbered_through_the_request_and_say_what_they_end() -> None:
     worker = stage()
-    worker.accept(generate("a", SENTENCES))
+    give(worker, generate("a", SENTENCES))
     results = run(worker)
     frames = frames_of(results, "a")
     assert [frame.seq for frame in frames] == list(range(len(frames)))
@@ -78,14 +78,14 @@ def test_frames_are_numbered_through_the_request_and_say_what_they_end() -> None
 @pytest.mark.parametrize("sent", range(8))
 def test_another_worker_goes_on_behind_any_frame_with_the_tokens_there_would_have_been(sent: int) -> None:
     worker = stage()
-    worker.accept(generate("a", SENTENCES, seed=42))
+    give(worker, generate("a", SENTENCES, seed=42))
     whole = frames_of(run(worker), "a")
     assert len(whole) > sent
     sentence = whole[sent - 1].sentence + whole[sent - 1].final if sent else 0
     done = tokens_of(whole[:sent], sentence)
     other = stage()
     work = generate("a", SENTENCES, seed=42)
-    other.accept(replace(work, sentence=sentence, seq=sent, done_tokens=np.array(done, np.int32)))
+    give(other, replace(work, sentence=sentence, seq=sent, done_tokens=np.array(done, np.int32)))
     frames = frames_of(run(other), "a")
     assert [frame.seq for frame in frames] == [*range(sent, sent + len(frames))]
     for index in range(len(SENTENCES)):
@@ -95,12 +95,12 @@ def test_another_worker_goes_on_behind_any_frame_with_the_tokens_there_would_hav
 
 def test_a_sentence_that_is_none_of_the_text_is_refused() -> None:
     with pytest.raises(ProtocolError, match="sentence"):
-        stage().accept(replace(generate("a", SENTENCES), sentence=3))
+        give(stage(), replace(generate("a", SENTENCES), sentence=3))
 
 
 def test_the_first_tokens_travel_in_small_frames_and_later_ones_in_larger() -> None:
     worker = stage()
-    worker.accept(generate("a", [np.arange(30, dtype=np.int32)] * 20))
+    give(worker, generate("a", [np.arange(30, dtype=np.int32)] * 20))
     frames = frames_of(run(worker), "a")
     sent = np.cumsum([0, *(len(frame.tokens) for frame in frames)])
     sizes = [(len(frame.tokens), before < 60) for frame, before in zip(frames, sent, strict=False) if not frame.final]
@@ -110,20 +110,20 @@ def test_the_first_tokens_travel_in_small_frames_and_later_ones_in_larger() -> N
 def test_requests_side_by_side_get_what_each_gets_alone() -> None:
     together = stage()
     for index in range(6):
-        together.accept(generate(f"r{index}", SENTENCES, seed=index))
+        give(together, generate(f"r{index}", SENTENCES, seed=index))
     assert together.waiting > 0
     results = run(together)
     for index in range(6):
         alone = stage(slots=1)
-        alone.accept(generate("alone", SENTENCES, seed=index))
+        give(alone, generate("alone", SENTENCES, seed=index))
         expected, frames = frames_of(run(alone), "alone"), frames_of(results, f"r{index}")
         assert [tokens_of(frames, s) for s in range(3)] == [tokens_of(expected, s) for s in range(3)]
 
 
 def test_an_aborted_request_leaves_its_slot_at_once_and_the_others_alone() -> None:
     worker = stage(slots=1)
-    worker.accept(generate("a", SENTENCES))
-    worker.accept(generate("b", SENTENCES))
+    give(worker, generate("a", SENTENCES))
+    give(worker, generate("b", SENTENCES))
     worker.step()
     worker.abort(Work("a", 2))
     worker.abort(Work("a", 2))
@@ -132,19 +132,31 @@ def test_an_aborted_request_leaves_its_slot_at_once_and_the_others_alone() -> No
     assert frames_of(results, "b")[-1].last
 
 
+def test_the_same_request_of_two_brokers_is_two_requests() -> None:
+    worker = stage()
+    give(worker, generate("a", SENTENCES, seed=1), seat=0)
+    give(worker, generate("a", SENTENCES[:1], seed=2), seat=1)
+    worker.step()
+    worker.abort(Work("a", 2, 1))
+    results = run(worker)
+    assert {result.work for result in results} == {Work("a", 2, 0)}
+    expected = generated(SENTENCES[0], PROMPT_TEXT, PROMPT, sentence_seed(1, 0))
+    assert tokens_of(frames_of(results, "a"), 0) == expected
+
+
 def test_lengths_that_do_not_fit_the_text_are_refused() -> None:
     with pytest.raises(ProtocolError, match="lengths"):
-        stage().accept(wire.GenerateWork("a", 0, 1, 0, 0, (3,), np.zeros(2, np.int32), NO_TOKENS, NO_TOKENS, NO_TOKENS))
+        give(stage(), wire.GenerateWork("a", 0, 1, 0, 0, (3,), np.zeros(2, np.int32), NO_TOKENS, NO_TOKENS, NO_TOKENS))
     with pytest.raises(ProtocolError, match="lengths"):
-        stage().accept(wire.GenerateWork("a", 0, 1, 0, 0, (), NO_TOKENS, NO_TOKENS, NO_TOKENS, NO_TOKENS))
+        give(stage(), wire.GenerateWork("a", 0, 1, 0, 0, (), NO_TOKENS, NO_TOKENS, NO_TOKENS, NO_TOKENS))
 
 
 def test_a_sentence_too_long_for_the_model_ends_its_request_and_no_other() -> None:
     worker = stage(max_length=100)
     with pytest.raises(InvalidInput):
-        worker.accept(generate("a", [np.ones(200, np.int32)]))
-    worker.accept(generate("b", [SENTENCES[0], np.ones(200, np.int32)]))
-    worker.accept(generate("c", SENTENCES))
+        give(worker, generate("a", [np.ones(200, np.int32)]))
+    give(worker, generate("b", [SENTENCES[0], np.ones(200, np.int32)]))
+    give(worker, generate("c", SENTENCES))
     results = run(worker)
     ends = {result.work.request_id: result.message for result in results if result.ends}
     assert isinstance(ends["b"], wire.StageFailed)
