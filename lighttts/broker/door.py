@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from lighttts import metrics
 from lighttts.logs import get_logger
 from lighttts.transport.endpoints import is_loopback
+from lighttts.transport.guests import Guest
 from lighttts.transport.security import Refusal
 
 LOG_INTERVAL_S = 1.0
@@ -37,6 +38,11 @@ class Door:
             self._log.warning("connection refused", socket=refusal.domain, more=more, **_who(refusal))
         else:
             self._log.error("a key file cannot be used", socket=refusal.domain, more=more, why=refusal.why)
+
+    def expelled(self, domain: str, guests: Collection[Guest]) -> None:
+        """Takes note of connections that were ended because their keys were removed."""
+        for user in sorted({guest.user for guest in guests}):
+            self._log.warning("connection ended: its key is not allowed any more", socket=domain, user=user)
 
     def warn_if_open(self, endpoints: Iterable[str]) -> None:
         """Says once which endpoints, bound without keys, anybody in the network can use."""

@@ -11,24 +11,20 @@ from __future__ import annotations
 
 import enum
 import os
+import struct
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import zmq
 import zmq.utils.z85 as z85
 
-from lighttts.errors import ConfigError
+from lighttts.transport.allowlist import RESCAN_S, AllowList
+from lighttts.transport.guests import KEY_PROPERTY
 from lighttts.transport.keyfiles import KeyFolder, Role, fingerprint
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-RESCAN_S = 1.0
-"""A list of allowed keys is read again after this, even if its folder looks unchanged."""
-_RACY_NS = 100_000_000
-"""A folder changed so short a time ago may change again without a new time stamp."""
 
 
 class Domain(enum.Enum):
@@ -72,53 +68,6 @@ class Proof:
     role: Role
 
 
-class AllowList:
-    """The public keys that a domain admits, read again when they change. For one thread."""
-
-    def __init__(self, guard: Guard, domain: Domain) -> None:
-        self._folder = guard.folder
-        self._role = ADMITS[domain]
-        self._domain = domain
-        self._report = guard.report
-        self._names: dict[bytes, str] = {}
-        self._stamp = -1
-        self._stale_at = 0.0
-
-    def name_of(self, public: bytes) -> str | None:
-        """The name under which the key (Z85) is allowed, None if it is not."""
-        stamp = _changed_at(self._folder.allowed_folder(self._role))
-        if stamp != self._stamp or time.monotonic() >= self._stale_at:
-            self._load()
-            self._stamp = stamp
-            racy = time.time_ns() - stamp < _RACY_NS
-            self._stale_at = time.monotonic() + (0.0 if racy else RESCAN_S)
-        return self._names.get(public)
-
-    def _problem(self, error: ConfigError) -> None:
-        self._report(Refusal(self._domain.value, error.text))
-
-    def _load(self) -> None:
-        """Reads the list. What cannot be read admits nobody, and is told."""
-        self._names = {}
-        try:
-            names = self._folder.allowed_names(self._role)
-        except ConfigError as error:
-            self._problem(error)
-            return
-        for name in names:
-            try:
-                self._names[self._folder.allowed_key(self._role, name)] = name
-            except ConfigError as error:
-                self._problem(error)
-
-
-def _changed_at(folder: Path) -> int:
-    try:
-        return folder.stat().st_mtime_ns
-    except OSError:
-        return -1
-
-
 class Gatekeeper:
     """Decides in a thread of its own about every CURVE handshake of the context's bound sockets, until `close`.
 
@@ -129,7 +78,7 @@ class Gatekeeper:
         for role in set(ADMITS.values()):
             guard.folder.allowed_names(role)
         self._report = guard.report
-        self._lists = {domain: AllowList(guard, domain) for domain in Domain}
+        self._lists = {ADMITS[domain]: self._list(guard.folder, domain) for domain in (Domain.CLIENTS, Domain.WORKERS)}
         self._socket = context.socket(zmq.REP)
         self._socket.linger = 0
         self._socket.set_hwm(0)
@@ -137,6 +86,13 @@ class Gatekeeper:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="gatekeeper", daemon=True)
         self._thread.start()
+
+    def _list(self, folder: KeyFolder, domain: Domain) -> AllowList:
+        return AllowList(folder, ADMITS[domain], lambda text: self._report(Refusal(domain.value, text)))
+
+    def standing(self, domain: Domain) -> frozenset[str]:
+        """The keys (Z85) whose connections to a domain may stay, the same object until it changes: for any thread."""
+        return self._lists[ADMITS[domain]].standing
 
     def close(self) -> None:
         """Ends the thread; from then on nobody is admitted."""
@@ -148,37 +104,46 @@ class Gatekeeper:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
-        while self._wake not in dict(poller.poll()):
-            self._socket.send_multipart(self.answer(self._socket.recv_multipart()))
+        while self._wake not in (ready := dict(poller.poll(round(1000 * RESCAN_S)))):
+            if ready:
+                self._socket.send_multipart(self.answer(self._socket.recv_multipart()))
+            for allowed in self._lists.values():
+                allowed.refresh()
         self._socket.close()
 
     def answer(self, frames: Sequence[bytes]) -> list[bytes]:
-        """The reply to a ZAP request: status 200 and the key's name, or 300.
+        """The reply to a ZAP request: status 200, the key's name and the key, or 300.
 
         300 (come again later) rather than 400 because libzmq never connects again after 400: a worker that runs already
         would not be helped by a key that is allowed a moment later. After 300 it tries again every `handshake_ms`.
         """
         version, request, domain, address, _identity, mechanism, *credentials = frames
-        name, why, key = None, "not CURVE", ""
+        name, why, public = None, "not CURVE", b""
         if mechanism == b"CURVE" and len(credentials) == 1 and len(credentials[0]) == 32:
             public = z85.encode(credentials[0])
-            key = fingerprint(public)
             name, why = self._judge(domain, public)
         if name is None:
-            self._report(Refusal(domain.decode("utf-8", "replace"), why, address.decode("utf-8", "replace"), key))
+            door, where = (part.decode("utf-8", "replace") for part in (domain, address))
+            self._report(Refusal(door, why, where, fingerprint(public)))
             return [version, request, b"300", b"refused", b"", b""]
-        return [version, request, b"200", b"OK", name.encode("ascii"), b""]
+        return [version, request, b"200", b"OK", name.encode("ascii"), _property(KEY_PROPERTY, public)]
 
     def _judge(self, domain: bytes, public: bytes) -> tuple[str | None, str]:
         """The name of who may come in; or None and why not."""
         door = _DOMAINS.get(domain)
         if door is None:
             return None, "unknown domain"
-        name = self._lists[door].name_of(public)
+        names = {role: allowed.name_of(public) for role, allowed in self._lists.items()}
+        name = names.pop(ADMITS[door])
         if name is not None:
             return name, ""
-        elsewhere = {ADMITS[other].value for other, keys in self._lists.items() if keys.name_of(public) is not None}
-        return None, f"the key of a {elsewhere.pop()}" if elsewhere else "unknown key"
+        elsewhere = next((role.value for role, other in names.items() if other is not None), "")
+        return None, f"the key of a {elsewhere}" if elsewhere else "unknown key"
+
+
+def _property(name: str, value: bytes) -> bytes:
+    """A property of a connection as ZMTP writes it; libzmq shows it to who receives a message by that connection."""
+    return struct.pack(f">B{len(name)}sI", len(name), name.encode("ascii"), len(value)) + value
 
 
 def guard_socket(socket: zmq.Socket[bytes], folder: KeyFolder, domain: Domain) -> None:

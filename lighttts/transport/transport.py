@@ -7,11 +7,13 @@ to one thread.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import zmq
 
+from lighttts.transport.guests import Guest, Guests
 from lighttts.transport.schema import Buffer
 from lighttts.transport.security import Domain, Gatekeeper, Guard, Proof, guard_socket, prove_socket
 from lighttts.transport.sockets import IpcLock, SocketOptions, bind, connect, make_socket
@@ -98,38 +100,47 @@ class _ZmqTransport:
 class Router(_ZmqTransport):
     """A bound ROUTER: many peers, each addressed by its routing id. `peers`: those heard and not known to be gone.
 
-    Each is answered in the protocol version it speaks. `guarded`: its peers have proved a key.
+    Each is answered in the protocol version it speaks. `guests`: if given, its peers have proved keys.
     """
 
     routed = True
 
     def __init__(
-        self, socket: zmq.Socket[bytes], endpoint: str, lock: IpcLock | None, *, guarded: bool = False
+        self, socket: zmq.Socket[bytes], endpoint: str, lock: IpcLock | None, guests: Guests | None = None
     ) -> None:
         super().__init__(socket, endpoint, lock)
         self.peers: set[bytes] = set()
-        self._guarded = guarded
+        self._guests = guests
         self._users: dict[bytes, str] = {}
         self._versions: dict[bytes, int] = {}
         """Of the peers that speak an older one than ours."""
 
     def receive(self, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
         """Yields (peer, frames) of at most `budget` waiting messages; never blocks."""
-        return self._receive_from_users(budget) if self._guarded else super().receive(budget)
+        return self._receive_from(self._guests, budget) if self._guests else super().receive(budget)
 
-    def _receive_from_users(self, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
+    def _receive_from(self, guests: Guests, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
         """As `receive`, and learns who each peer is, which only a frame that is not copied says."""
         for _ in range(budget):
             try:
                 first = self.socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            peer = first.bytes
+            peer, frames = first.bytes, self.socket.recv_multipart(zmq.NOBLOCK)
             if peer not in self._users:
-                self._users[peer] = str(first.get("User-Id"))
-            frames = self.socket.recv_multipart(zmq.NOBLOCK)
+                guest = guests.welcome(first, peer)
+                if guest is None:
+                    continue
+                self._users[peer] = guest.user
             self._met(peer, frames)
             yield peer, frames
+
+    def expel(self) -> set[Guest]:
+        """Ends the connections whose keys are not allowed any more; returns those ended since the last call."""
+        expelled = self._guests.expel() if self._guests else set()
+        for guest in expelled:
+            self.forget(guest.peer)
+        return expelled
 
     def user(self, peer: bytes) -> str:
         """The name under which the key of `peer` is allowed; empty if it is not in `peers`, or needs no key."""
@@ -171,7 +182,37 @@ class Router(_ZmqTransport):
 
 
 class Link(_ZmqTransport):
-    """A socket with one side on the other end: DEALER (both ways), PUSH (out) or a bound PULL (in)."""
+    """A socket with one side on the other end: DEALER (both ways), PUSH (out) or a bound PULL (in).
+
+    `guests`: if given, those who push have proved keys.
+    """
+
+    def __init__(
+        self, socket: zmq.Socket[bytes], endpoint: str, lock: IpcLock | None = None, guests: Guests | None = None
+    ) -> None:
+        super().__init__(socket, endpoint, lock)
+        self._guests = guests
+
+    def receive(self, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Yields (`NO_TARGET`, frames) of at most `budget` waiting messages; never blocks."""
+        return self._receive_from(self._guests, budget) if self._guests else super().receive(budget)
+
+    def _receive_from(self, guests: Guests, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
+        """As `receive`, without the messages of keys that are not allowed any more."""
+        for _ in range(budget):
+            try:
+                first = self.socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            frames = [first.bytes]
+            if first.more:
+                frames += self.socket.recv_multipart(zmq.NOBLOCK)
+            if guests.welcome(first):
+                yield NO_TARGET, frames
+
+    def expel(self) -> set[Guest]:
+        """Ends the connections whose keys are not allowed any more; returns those ended since the last call."""
+        return self._guests.expel() if self._guests else set()
 
     def send(self, target: bytes, frames: Frames) -> Delivery:
         """Queues `frames` (`target` must be `NO_TARGET`); FULL also while there is no connection."""
@@ -208,9 +249,7 @@ class Sockets:
 
     def router(self, endpoint: str, domain: Domain | None = None) -> Router:
         """A ROUTER bound to `endpoint`, for those that `domain` admits. Raises `ConfigError`."""
-        socket, bound, lock = self._bound(zmq.ROUTER, endpoint, domain)
-        guarded = isinstance(self._security, Guard) and bound.startswith("tcp://")
-        return self._keep(Router(socket, bound, lock, guarded=guarded))
+        return self._keep(Router(*self._bound(zmq.ROUTER, endpoint, domain)))
 
     def pull(self, endpoint: str, domain: Domain | None = None) -> Link:
         """A PULL bound to `endpoint`, for those that `domain` admits. Raises `ConfigError`."""
@@ -258,22 +297,28 @@ class Sockets:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _bound(self, kind: int, endpoint: str, domain: Domain | None) -> tuple[zmq.Socket[bytes], str, IpcLock | None]:
+    def _bound(
+        self, kind: int, endpoint: str, domain: Domain | None
+    ) -> tuple[zmq.Socket[bytes], str, IpcLock | None, Guests | None]:
         socket = make_socket(self._context, kind, self.options)
+        standing = None
         try:
             if isinstance(self._security, Guard) and endpoint.startswith("tcp://"):
-                self._guard(socket, self._security, domain)
-            return (socket, *bind(socket, endpoint, self.options))
+                standing = self._guard(socket, self._security, domain)
+            bound, lock = bind(socket, endpoint, self.options)
+            return socket, bound, lock, Guests(int(bound.rpartition(":")[2]), standing) if standing else None
         except BaseException:
             socket.close(0)
             raise
 
-    def _guard(self, socket: zmq.Socket[bytes], guard: Guard, domain: Domain | None) -> None:
+    def _guard(self, socket: zmq.Socket[bytes], guard: Guard, domain: Domain | None) -> Callable[[], frozenset[str]]:
+        """Guards a socket about to be bound; returns what tells the keys whose connections may stay."""
         if domain is None:
             raise ValueError("a guarded socket needs a domain")
         if self._gatekeeper is None:
             self._gatekeeper = Gatekeeper(self._context, guard)
         guard_socket(socket, guard.folder, domain)
+        return functools.partial(self._gatekeeper.standing, domain)
 
     def _watched(self, kind: int, endpoint: str, identity: bytes) -> tuple[Link, Link]:
         socket = make_socket(self._context, kind, self.options)

@@ -276,18 +276,6 @@ def test_without_its_list_a_running_broker_admits_nobody(broker: Broker, keys: K
     assert "cannot be read" in broker.refusal().why
 
 
-def test_a_connection_outlives_its_key(broker: Broker, keys: Keyring) -> None:
-    alice = keys.admitted(Role.CLIENT, "alice")
-    with Sockets(IMPATIENT, alice) as others:
-        link = others.dealer(broker.endpoint(Domain.CLIENTS))
-        send(link, b"before")
-        receive(broker.doors[Domain.CLIENTS])
-        keys.broker.forbid(Role.CLIENT, "alice")
-        assert not broker.admits(alice, Domain.CLIENTS)
-        send(link, b"after")
-        assert receive(broker.doors[Domain.CLIENTS])[1] == [b"after"]
-
-
 # ---- what is asked of the one who binds ----
 
 
