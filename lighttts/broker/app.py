@@ -85,7 +85,7 @@ class App:
         self._store = store = self._open_store()
         self._clients = self._sockets.router(settings.clients, Domain.CLIENTS)
         self._workers = self._sockets.router(settings.workers, Domain.WORKERS)
-        results = self._sockets.pull(settings.results, Domain.RESULTS)
+        self._results = results = self._sockets.pull(settings.results, Domain.RESULTS)
         self.endpoints = Endpoints(self._clients.endpoint, self._workers.endpoint, results.endpoint)
         if settings.metrics_port is not None:
             self._health = metrics.HealthServer(settings.metrics_port, self.health)
@@ -105,6 +105,15 @@ class App:
         """Connections that have proved the same key are one client."""
         user = self._clients.user(client)
         return b"key " + user.encode() if user else b"id " + client
+
+    def _expel(self) -> None:
+        """Ends the connections of removed keys: what they had asked for or were working on goes as if they had left."""
+        for router, channel in ((self._clients, Channel.CLIENTS), (self._workers, Channel.WORKERS)):
+            expelled = router.expel()
+            self._door.expelled(channel.value, expelled)
+            for guest in expelled:
+                self._executor.run(self._core.gone(channel, guest.peer, self._clock()))
+        self._door.expelled(Domain.RESULTS.value, self._results.expel())
 
     def _listen(self, results: Link) -> None:
         core, run, clock = self._core, self._executor.run, self._clock
@@ -197,6 +206,7 @@ class App:
 
     def _tick(self) -> None:
         self._ticked = self._clock()
+        self._expel()
         self._executor.run(self._core.tick(self._ticked))
         for router, channel in ((self._clients, Channel.CLIENTS), (self._workers, Channel.WORKERS)):
             for peer in router.peers - self._core.known_peers(channel):
