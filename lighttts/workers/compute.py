@@ -1,15 +1,16 @@
 """The compute thread of a worker: runs the stage's engine, apart from the thread that owns the sockets.
 
 Commands go in by a queue; results come out, already encoded, by another, of which the socket thread is told once until
-it has fetched them. When the socket thread has too many results that it cannot send, the engine is not stepped until
-there is room again: nothing is dropped, and commands (an abort above all) are still obeyed meanwhile.
+it has fetched them. When the socket thread has too many results that a broker does not take, the engine is not stepped
+until there is room again: nothing is dropped, and commands (an abort above all) are still obeyed meanwhile. The other
+brokers' work waits too, but never long: a broker that takes nothing counts as silent, and loses its seat's work.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from lighttts.transport.schema import Buffer
 from lighttts.workers.stage import Result, Stage, Work, failed, typed, worker_failed
 
 BACKLOG_LIMIT = 256
-"""Unsent results at which the engine pauses."""
+"""Unsent results for one broker at which the engine pauses."""
 MAX_STEP_FAILURES = 3
 """Failed engine steps in a row after which the engine counts as unusable."""
 
@@ -43,8 +44,9 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class DropAll:
-    """Free everything; what comes after belongs to `generation`."""
+    """Free everything of one seat; what comes for it after belongs to `generation`."""
 
+    seat: int
     generation: int
 
 
@@ -80,10 +82,10 @@ class Compute:
         self._changed = threading.Condition()
         self._commands: deque[Command] = deque()
         self._parcels: list[Parcel] = []
-        self._backlog = 0
+        self._unsent: Counter[int] = Counter()
         self._stopping = False
         self._works: set[Work] = set()
-        self._generation = 0
+        self._generations: Counter[int] = Counter()
         self._step_failures = 0
         self._working_since: float | None = None
         self._turns = 0
@@ -120,13 +122,12 @@ class Compute:
         """Everything that has come out since the last call, in order."""
         with self._changed:
             parcels, self._parcels = self._parcels, []
-            self._backlog += len(parcels)
         return parcels
 
-    def cleared(self, backlog: int) -> None:
-        """Tells how many taken parcels are still unsent."""
+    def cleared(self, seat: int, backlog: int) -> None:
+        """Tells how many taken parcels of `seat` are still unsent."""
         with self._changed:
-            self._backlog = backlog
+            self._unsent[seat] = backlog + sum(parcel.work.seat == seat for parcel in self._parcels)
             self._changed.notify()
 
     def moved(self) -> bool:
@@ -140,11 +141,9 @@ class Compute:
             self._moves += 1
         return self._moves
 
-    @property
-    def behind(self) -> bool:
-        """Whether there are commands that it has not taken note of."""
-        with self._changed:
-            return bool(self._commands)
+    def generation(self, seat: int) -> int:
+        """That of the last `DropAll` of `seat` which it has obeyed; 0 if there was none."""
+        return self._generations[seat]
 
     def stuck_for(self) -> float:
         """Seconds the current turn of the engine has taken so far; 0 while it waits for work."""
@@ -181,7 +180,8 @@ class Compute:
         return commands
 
     def _has_room(self) -> bool:
-        return self._backlog + len(self._parcels) < BACKLOG_LIMIT
+        with self._changed:
+            return all(unsent < BACKLOG_LIMIT for unsent in self._unsent.values())
 
     def _obey(self, command: Command) -> None:
         match command:
@@ -194,11 +194,11 @@ class Compute:
                 self._works.add(work)
                 self._stage.abort(work)
                 self._emit([Result(work, None, ends=True)])
-            case DropAll(generation):
-                for work in self._works:
+            case DropAll(seat, generation):
+                for work in [work for work in self._works if work.seat == seat]:
                     self._stage.abort(work)
-                self._works.clear()
-                self._generation = generation
+                    self._works.discard(work)
+                self._generations[seat] = generation
 
     def _accept(self, work: Work, message: wire.Message) -> None:
         try:
@@ -232,13 +232,14 @@ class Compute:
         with self._changed:
             announce = not self._parcels
             self._parcels += parcels
+            self._unsent.update(parcel.work.seat for parcel in parcels)
         if announce:
             self._deliver()
 
     def _packed(self, result: Result) -> Parcel:
         """`result` as a parcel; one that cannot be encoded is the end of its work, not of the worker."""
         try:
-            parcel = pack(result, self._generation)
+            parcel = pack(result, self._generations[result.work.seat])
         except ProtocolError as error:
             self._stage.abort(result.work)
             return self._packed(failed(result.work, self._stage.epoch, worker_failed(error, self._stage.name)))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 
-from lighttts.transport.transport import NO_TARGET, Delivery, Transport
+from lighttts.transport.transport import NO_TARGET, Delivery
 from lighttts.transport.wire import Heartbeat, Message, Register, encode
+from lighttts.workers.connector import Sender
 
 
 class ControlLine:
-    """Control messages to the broker, in order, over `transport`; counts the heartbeats sent and answered."""
+    """Control messages to the broker, in order, by `sender`; counts the heartbeats sent and answered."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
         self._unsent: deque[Message] = deque()
         self.beats = 0
         self.answers = 0
@@ -35,7 +36,7 @@ class ControlLine:
 
     def beat(self, message: Heartbeat) -> bool:
         """Sends a heartbeat; False if it had to be left out, for a later one will do."""
-        if self._unsent or self._transport.send(NO_TARGET, encode(message)) is not Delivery.SENT:
+        if self._unsent or self._sender.send(NO_TARGET, encode(message)) is not Delivery.SENT:
             return False
         self.beats += 1
         return True
@@ -43,6 +44,6 @@ class ControlLine:
     def flush(self) -> None:
         """Sends what the socket takes."""
         while self._unsent:
-            if self._transport.send(NO_TARGET, encode(self._unsent[0])) is not Delivery.SENT:
+            if self._sender.send(NO_TARGET, encode(self._unsent[0])) is not Delivery.SENT:
                 return
             self._unsent.popleft()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 
-from lighttts.transport.transport import NO_TARGET, Delivery, Transport
+from lighttts.transport.transport import NO_TARGET, Delivery
 from lighttts.workers.compute import Parcel
+from lighttts.workers.connector import Sender
 from lighttts.workers.stage import Work
 
 
 class Outbox:
-    """Sends parcels over `transport` first in, first out. Its size is bounded by whoever fills it."""
+    """Sends parcels by `sender` first in, first out. Its size is bounded by whoever fills it."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
         self._parcels: deque[Parcel] = deque()
+        self._moved = False
 
     def __len__(self) -> int:
         return len(self._parcels)
@@ -24,14 +26,20 @@ class Outbox:
         self._parcels.append(parcel)
 
     def flush(self) -> list[Parcel]:
-        """Sends as many as the transport takes; returns those."""
+        """Sends as many as the socket takes; returns those."""
         sent = []
         while self._parcels:
             parcel = self._parcels[0]
-            if self._transport.send(NO_TARGET, parcel.frames) is not Delivery.SENT:
+            if self._sender.send(NO_TARGET, parcel.frames) is not Delivery.SENT:
                 break
             sent.append(self._parcels.popleft())
+        self._moved = self._moved or bool(sent)
         return sent
+
+    def stands_still(self) -> bool:
+        """Whether something waits, and nothing has left since the last call."""
+        still, self._moved = bool(self._parcels) and not self._moved, False
+        return still
 
     def drop(self, work: Work) -> None:
         """Forgets what is left of `work`."""

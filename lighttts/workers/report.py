@@ -24,9 +24,9 @@ class Report:
         self._ready_told = False
         self._trimmed_at = 0.0
 
-    def __call__(self, state: State, active: int) -> None:
-        """Sends status and sets gauges; `active` requests are held."""
-        status = f"STATUS={state.value}, {active} active, {self._rate():.0f} {self._stage.unit}/s"
+    def __call__(self, state: State, standing: str, active: int, in_line: int) -> None:
+        """Sends status, `standing` in words, and sets gauges; `active` requests are held, `in_line` for the engine."""
+        status = f"STATUS={standing}, {active} active, {self._rate():.0f} {self._stage.unit}/s"
         if state is State.JOINING and not self._ready_told:
             # The service manager's start timeout must not end a worker that waits for its broker.
             notify(_START_TIMEOUT_EXTENSION, status)
@@ -34,7 +34,7 @@ class Report:
             self._ready_told = notify("READY=1", status)
         else:
             notify(status)
-        metrics.queue_length.labels(self._stage.name).set(self._stage.waiting)
+        metrics.queue_length.labels(self._stage.name).set(self._stage.waiting + in_line)
         metrics.active_requests.labels(self._stage.name).set(active)
         if not active and self._stage.made != self._trimmed_at:
             # A burst of requests leaves the heap in pieces that would stay resident for ever.

@@ -14,6 +14,7 @@ from lighttts.metrics import HealthServer
 from lighttts.transport.keyfiles import KeyFolder, Role
 from lighttts.transport.security import Proof
 from lighttts.workers.base import Worker
+from lighttts.workers.seat import Address
 from lighttts.workers.stage import Boot, Stage
 
 
@@ -26,9 +27,10 @@ def serve(
     port.
     """
     log = get_logger(stage=stage.name, worker=boot.worker)
-    broker, keys = config.broker, config.security.keys
+    keys = config.security.keys
     proof = Proof(KeyFolder(keys), Role.WORKER) if keys else None
-    worker = Worker(stage, boot, workers=broker.workers, results=broker.results, proof=proof, observe=observe)
+    brokers = [Address(*endpoints) for endpoints in config.worker_brokers]
+    worker = Worker(stage, boot, brokers, proof=proof, observe=observe)
     signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
     signal.signal(signal.SIGINT, lambda *_: worker.stop())
     health = None if metrics_port is None else HealthServer(metrics_port, worker.health)

@@ -1,4 +1,4 @@
-"""The work a worker holds: accepted against credit, computed, answered through the outbox, released.
+"""The work a worker holds for one broker: accepted against credit, computed, answered through the outbox, released.
 
 Credit granted plus work held is always the stage's capacity: one unit comes free when a request has ended and its last
 result has left, or when the engine has let go of an aborted one.
@@ -7,15 +7,16 @@ result has left, or when the engine has let go of an aborted one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lighttts import metrics
 from lighttts.errors import LightTTSError, Overloaded, ProtocolError
 from lighttts.logs import Logger
 from lighttts.transport import wire
-from lighttts.workers.compute import Accept, Compute, Drop, DropAll, Parcel, pack
+from lighttts.workers.compute import Compute, Parcel, pack
 from lighttts.workers.outbox import Outbox
+from lighttts.workers.places import Places
 from lighttts.workers.stage import Stage, Work, failed, work_of
 
 RETRY = 0.01
@@ -29,23 +30,27 @@ class _Held:
 
 
 class Workload:
-    """Work in hand between the socket thread (which calls this) and `compute`.
+    """Work in hand of the broker at `seat`, between the socket thread (which calls this) and `compute`.
 
     `later(seconds, call)` sets a timer. `changed` is called whenever results have left or work has been released.
     """
 
     def __init__(
         self,
+        seat: int,
         stage: Stage,
         compute: Compute,
+        places: Places,
         outbox: Outbox,
         *,
         later: Callable[[float, Callable[[], None]], None],
         changed: Callable[[], None],
         log: Logger,
     ) -> None:
+        self._seat = seat
         self._stage = stage
         self._compute = compute
+        self._places = places
         self._outbox = outbox
         self._later = later
         self._changed = changed
@@ -63,6 +68,15 @@ class Workload:
         """Nothing is held and nothing waits to be sent."""
         return not self._held and not self._outbox
 
+    @property
+    def clean(self) -> bool:
+        """The engine has let go of what was abandoned."""
+        return self._compute.generation(self._seat) == self._generation
+
+    def stands_still(self) -> bool:
+        """Whether results wait, and none has left since the last call."""
+        return self._outbox.stands_still()
+
     def freed(self) -> int:
         """Requests released since the last call: the credit to grant again."""
         freed, self._freed = self._freed, 0
@@ -72,7 +86,7 @@ class Workload:
 
     def take(self, message: wire.EncodeWork | wire.GenerateWork | wire.DecodeWork) -> None:
         """Begins new work, or answers at once why not."""
-        work = work_of(message)
+        work = work_of(message, self._seat)
         if work in self._held:
             self.refused("duplicate", work)
         elif type(message) is not self._stage.takes:
@@ -83,24 +97,27 @@ class Workload:
             )
         else:
             self._held[work] = _Held(time.monotonic())
-            self._compute.submit(Accept(work, message, new=True))
+            self._places.enter(work, message)
 
     def feed(self, message: wire.Tokens) -> None:
         """Hands on more input of held work."""
-        work = work_of(message)
+        work = work_of(message, self._seat)
         held = self._held.get(work)
         if held is None or type(message) is not self._stage.feeds:
             self.refused("unknown", work)
         elif not held.aborted:
-            self._compute.submit(Accept(work, message, new=False))
+            self._places.follow(work, message)
 
-    def abort(self, work: Work) -> None:
+    def abort(self, message: wire.Abort) -> None:
         """Ends work without a word; released when the engine has let go of it. Unknown work is none: it has ended."""
+        work = work_of(message, self._seat)
         held = self._held.get(work)
         if held and not held.aborted:
             held.aborted = True
             self._outbox.drop(work)
-            self._compute.submit(Drop(work))
+            if self._places.drop(work):
+                self._release(work)
+                self._changed()
 
     def abandon(self) -> None:
         """Drops everything; nothing more is sent of it."""
@@ -110,8 +127,8 @@ class Workload:
         self._freed = 0
         self._held.clear()
         self._outbox.clear()
-        self._compute.submit(DropAll(self._generation))
-        self._compute.cleared(0)
+        self._places.clear(self._seat, self._generation)
+        self._compute.cleared(self._seat, 0)
 
     def refused(self, why: str, work: Work) -> None:
         """Counts and logs a message about `work` that changes nothing."""
@@ -124,12 +141,14 @@ class Workload:
 
     # ---- to the broker -------------------------------------------------------------------------------------------
 
-    def collect(self) -> None:
-        """Takes over what the compute thread has made, and sends it."""
-        for parcel in self._compute.take():
+    def collect(self, parcels: Iterable[Parcel]) -> None:
+        """Takes over what the compute thread has made for this broker, and sends it."""
+        for parcel in parcels:
             held = self._held.get(parcel.work)
             if held is None or parcel.generation != self._generation:
                 continue
+            if parcel.ends:
+                self._places.done(parcel.work)
             if not held.aborted:
                 self._outbox.add(parcel)
             elif parcel.ends:
@@ -141,7 +160,7 @@ class Workload:
             self._count(parcel)
             if parcel.ends:
                 self._release(parcel.work)
-        self._compute.cleared(len(self._outbox))
+        self._compute.cleared(self._seat, len(self._outbox))
         if self._outbox and not self._retrying:
             self._retrying = True
             self._later(RETRY, self._retry)

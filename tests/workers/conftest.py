@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.fakes import OPEN, Address, FakeBroker, Running, ScriptedStage, running
+from lighttts.workers.seat import Address
+from tests.workers.fakes import OPEN, FakeBroker, Running, ScriptedStage, running
 
 
 @pytest.fixture(autouse=True)
@@ -35,5 +36,5 @@ def stage() -> ScriptedStage:
 
 @pytest.fixture
 def worker(stage: ScriptedStage, broker: FakeBroker) -> Iterator[Running]:
-    with running(stage, broker) as worker:
+    with running(stage, broker.address) as worker:
         yield worker

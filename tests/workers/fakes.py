@@ -7,15 +7,17 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import zmq
 
 from lighttts.transport import wire
+from lighttts.transport.security import Domain, Guard, Proof
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import Delivery, Sockets
 from lighttts.workers.base import Worker
+from lighttts.workers.seat import Address
 from lighttts.workers.stage import Boot, Result, Stage, Work
 
 PATIENCE = 30.0
@@ -26,14 +28,7 @@ OPEN: list[FakeBroker] = []
 """Brokers of the running test; closed after it, for a test that fails leaves its own open."""
 
 
-class Address(NamedTuple):
-    """Where a broker is, or will be."""
-
-    workers: str = "tcp://127.0.0.1:0"
-    results: str = "tcp://127.0.0.1:0"
-
-
-ANYWHERE = Address()
+ANYWHERE = Address("tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
 
 M = TypeVar("M", bound=wire.Message)
 
@@ -41,14 +36,13 @@ M = TypeVar("M", bound=wire.Message)
 class FakeBroker:
     """Answers heartbeats while `answers` is true and keeps everything else for the test to ask for, in order."""
 
-    def __init__(self, address: Address = ANYWHERE, high_water_mark: int = 1000) -> None:
-        self._sockets = Sockets(SocketOptions(linger_ms=0, high_water_mark=high_water_mark))
+    def __init__(self, address: Address = ANYWHERE, high_water_mark: int = 1000, guard: Guard | None = None) -> None:
+        self._sockets = Sockets(SocketOptions(linger_ms=0, high_water_mark=high_water_mark), guard)
         self._closed = False
         OPEN.append(self)
-        self._router = self._sockets.router(address.workers)
-        self._pull = self._sockets.pull(address.results)
-        self.workers = self._router.endpoint
-        self.results = self._pull.endpoint
+        self._router = self._sockets.router(address.workers, Domain.WORKERS)
+        self._pull = self._sockets.pull(address.results, Domain.RESULTS)
+        self.address = Address(self._router.endpoint, self._pull.endpoint)
         self.peer = b""
         self.answers = True
         self.knows = True
@@ -235,8 +229,8 @@ def work(request_id: str, frames: int = 1, *, seed: int = 0, attempt: int = 0) -
 class Running:
     """A worker in a thread of its own."""
 
-    def __init__(self, stage: Stage, broker: FakeBroker | Address, boot: Boot = BOOT) -> None:
-        self.worker = Worker(stage, boot, workers=broker.workers, results=broker.results)
+    def __init__(self, stage: Stage, *brokers: Address, boot: Boot = BOOT, proof: Proof | None = None) -> None:
+        self.worker = Worker(stage, boot, brokers, proof=proof)
         self.exit_code: int | None = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -251,9 +245,9 @@ class Running:
 
 
 @contextmanager
-def running(stage: Stage, broker: FakeBroker | Address, boot: Boot = BOOT) -> Iterator[Running]:
+def running(stage: Stage, *brokers: Address, boot: Boot = BOOT, proof: Proof | None = None) -> Iterator[Running]:
     """A worker that is stopped at the end, whatever the test left it doing."""
-    worker = Running(stage, broker, boot)
+    worker = Running(stage, *brokers, boot=boot, proof=proof)
     try:
         yield worker
     finally:

@@ -94,7 +94,7 @@ def chain() -> Iterator[Chain]:
             (DecodeStage(decode_engine(), boots["decode"].epoch, 4), chain.decode),
         ]
         for stage, broker in stages:
-            stack.enter_context(running(stage, broker, boots[stage.name]))
+            stack.enter_context(running(stage, broker.address, boot=boots[stage.name]))
             broker.joined()
         yield chain
 

@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 
 from lighttts.transport import wire
 from lighttts.workers import base, membership
-from tests.workers.fakes import BOOT, PATIENCE, Address, FakeBroker, Running, ScriptedStage, running, work
+from lighttts.workers.seat import Address
+from tests.workers.fakes import BOOT, PATIENCE, FakeBroker, Running, ScriptedStage, running, work
 
 LONG = 100_000
 
@@ -79,7 +80,7 @@ def test_after_a_restart_of_the_broker_the_worker_joins_with_its_epoch_full_cred
     stage: ScriptedStage, address: Address
 ) -> None:
     broker = FakeBroker(address)
-    with running(stage, broker):
+    with running(stage, broker.address):
         broker.joined()
         stage.gate.clear()
         broker.send(work("a", LONG))
@@ -100,7 +101,7 @@ def test_a_request_that_is_sent_again_after_a_restart_has_nothing_of_its_first_l
     stage: ScriptedStage, address: Address
 ) -> None:
     broker = FakeBroker(address)
-    with running(stage, broker):
+    with running(stage, broker.address):
         broker.joined()
         stage.gate.clear()
         broker.send(work("a", LONG))

@@ -28,7 +28,7 @@ def start(broker: FakeBroker) -> Iterator[Start]:
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(mode: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.workers.scripted_process", broker.workers, broker.results, mode]
+        command = [sys.executable, "-m", "tests.workers.scripted_process", *broker.address, mode]
         processes.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE))
         return processes[-1]
 

@@ -244,7 +244,7 @@ def test_nothing_is_lost_or_reordered_when_the_broker_reads_slowly(stage: Script
     """More frames than the sockets and the kernel hold, and than the worker keeps unsent: the engine must pause."""
     broker = FakeBroker(high_water_mark=10)
     frames = 2000
-    with running(stage, broker):
+    with running(stage, broker.address):
         broker.joined()
         broker.reading = False
         for name in ("a", "b"):
@@ -260,7 +260,7 @@ def test_nothing_is_lost_or_reordered_when_the_broker_reads_slowly(stage: Script
 
 def test_an_abort_is_obeyed_while_the_broker_reads_slowly(stage: ScriptedStage) -> None:
     broker = FakeBroker(high_water_mark=10)
-    with running(stage, broker):
+    with running(stage, broker.address):
         broker.joined()
         broker.reading = False
         broker.send(work("a", frames=ENDLESS, seed=ScriptedStage.BULKY))
