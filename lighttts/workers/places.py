@@ -1,4 +1,4 @@
-"""The places of a stage, shared by the worker's brokers: each may fill them all, so the last to come may have to wait."""
+"""The places of a stage, shared by the worker's brokers: each may fill them all, and the last to come must wait."""
 
 from __future__ import annotations
 
