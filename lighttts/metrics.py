@@ -31,6 +31,10 @@ requests_total = Counter(
 requests_failed = Counter(
     "light_tts_requests_failed_total", "Requests that ended in an error, by its code", ["service", "code"]
 )
+requests_parked = Counter(
+    "light_tts_requests_parked_total", "Requests left when their client's connection broke, for it to go on with"
+)
+requests_resumed = Counter("light_tts_requests_resumed_total", "Requests gone on with after a lost connection or broker")
 request_duration = Histogram(
     "light_tts_request_duration_seconds", "Admission to end of a request", ["service"], buckets=_LATENCY
 )

@@ -14,8 +14,9 @@ from lighttts.broker.door import Door
 from lighttts.broker.executor import SERVICE, Executor
 from lighttts.broker.fetch import Fetcher
 from lighttts.broker.outbox import Channel
+from lighttts.broker.quota import KEYED
 from lighttts.broker.redis_store import Limits, RedisStore
-from lighttts.broker.state import MemoryStore, Saved, StateStore, StoreEvents
+from lighttts.broker.state import Found, MemoryStore, StateStore, StoreEvents
 from lighttts.config import BrokerConfig
 from lighttts.errors import InternalError, LightTTSError
 from lighttts.logs import get_logger
@@ -93,7 +94,7 @@ class App:
             settings, name=self._name, store=store.name, durable=store.durable, now=self._clock(), who=self._who
         )
         self._fetcher = fetcher = Fetcher(
-            store, lambda request_id, saved: self._reactor.post(lambda: self._fetched(request_id, saved))
+            store, lambda request_id, found: self._reactor.post(lambda: self._fetched(request_id, found))
         )
         self._executor = Executor(core, self._clients, self._workers, store, self._clock, fetcher.fetch)
         self._listen(results)
@@ -104,7 +105,7 @@ class App:
     def _who(self, client: bytes) -> bytes:
         """Connections that have proved the same key are one client."""
         user = self._clients.user(client)
-        return b"key " + user.encode() if user else b"id " + client
+        return KEYED + user.encode() if user else b"id " + client
 
     def _expel(self) -> None:
         """Ends the connections of removed keys: what they had asked for or were working on goes as if they had left."""
@@ -249,8 +250,8 @@ class App:
     def _stored(self, request_id: str, error: LightTTSError | None) -> None:
         self._executor.run(self._core.stored(request_id, error, self._clock()))
 
-    def _fetched(self, request_id: str, saved: Saved | None) -> None:
-        self._executor.run(self._core.fetched(request_id, saved, self._clock()))
+    def _fetched(self, request_id: str, found: Found) -> None:
+        self._executor.run(self._core.fetched(request_id, found, self._clock()))
 
     def _store_changed(self, problem: str) -> None:
         self._store_problem = problem

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from lighttts.broker.instructions import AppendTokens, DeleteRequest, SaveEncoded, SaveRequest, Write
+from lighttts.broker.instructions import (
+    AppendTokens,
+    DeleteRequest,
+    ReleaseRequest,
+    SaveEncoded,
+    SaveRequest,
+    Write,
+)
 
 BATCH_WRITES = 2048
 BATCH_BYTES = 32 << 20
@@ -22,6 +29,8 @@ class Backlog:
         self._most_bytes = most_bytes
         self._queue: deque[Write] = deque()
         self._bytes = 0
+        self.appended = 0
+        """Writes ever added."""
         self._kept: set[str] = set()
 
     def __len__(self) -> int:
@@ -51,7 +60,10 @@ class Backlog:
             if kept:
                 self.give_up(request_id)
             return False
-        self.keep(request_id)
+        if isinstance(write, ReleaseRequest):
+            self.forget(request_id)
+        else:
+            self.keep(request_id)
         self._append(write)
         return True
 
@@ -92,6 +104,7 @@ class Backlog:
 
     def _append(self, write: Write) -> None:
         self._queue.append(write)
+        self.appended += 1
         self._bytes += _size(write)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from lighttts.broker.instructions import Step
 from lighttts.broker.outbox import Budget
 from lighttts.broker.pace import Pace
-from lighttts.broker.quota import Quotas, by_connection
+from lighttts.broker.quota import KEYED, Quotas, by_connection
 from lighttts.broker.refusals import Refusals
 from lighttts.broker.requests import RequestTable
 from lighttts.broker.workers import WorkerTable
@@ -24,7 +24,7 @@ OUTPUT_BYTES = 1 << 30
 class Board:
     """One broker's shared state. `name`: its own; `store`: kind of its state store; `started`: monotonic seconds.
 
-    `who`: what a client's routing id stands for where quotas are counted, see `quota`.
+    `who`: what a client's routing id stands for: the key it has proved (`KEYED` and its name), or the connection.
 
     `durable`: the state store answers when a new request's record is safe, and `Accepted` waits for that.
     """
@@ -44,6 +44,10 @@ class Board:
     refusals: Refusals = field(init=False)
     quotas: Quotas = field(init=False)
     pace: Pace = field(init=False)
+
+    def stranger(self, client: bytes, owner: bytes) -> bool:
+        """Whether a request of `owner` (as `who` tells) is none of `client`'s: it was begun with another key."""
+        return owner.startswith(KEYED) and self.who(client) != owner
 
     def __post_init__(self) -> None:
         self.workers = WorkerTable(self.started)

@@ -106,7 +106,7 @@ class Clients:
         self._requests.add(request)
         self._step.observe(Metric.REQUESTS, label=request.method)
         self._step.log("info", "request received", request_id=request.id, method=request.method, output=message.output)
-        self._step.add(SaveRequest(request.id, client, encode(message)))
+        self._step.add(SaveRequest(request.id, self._board.who(client), encode(message)))
         if not self._board.durable:
             self._admit(request, now)
 

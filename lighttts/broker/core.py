@@ -20,7 +20,7 @@ from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.quota import by_connection
 from lighttts.broker.results import Results
 from lighttts.broker.resume import Resumption
-from lighttts.broker.state import Saved
+from lighttts.broker.state import Found
 from lighttts.broker.takeover import Takeover
 from lighttts.config import BrokerConfig
 from lighttts.errors import DeadlineExceeded, LightTTSError, NoWorker, Unavailable, UnknownRequest
@@ -46,7 +46,7 @@ class Load(NamedTuple):
 class Core:
     """All of the broker's knowledge. `durable`: the state store answers when a new request's record is safe.
 
-    `who`: what a client's routing id stands for where quotas are counted. `wall` tells Unix time.
+    `who`: what a client's routing id stands for, see `Board`. `wall` tells Unix time.
     """
 
     def __init__(
@@ -98,9 +98,9 @@ class Core:
         self._clients.stored(request_id, error, now)
         return self._step.finish()
 
-    def fetched(self, request_id: str, saved: Saved | None, now: float) -> list[Instruction]:
-        """A `Fetch` has brought a request, or cannot now."""
-        self._resumption.fetched(request_id, saved, now)
+    def fetched(self, request_id: str, found: Found, now: float) -> list[Instruction]:
+        """A `Fetch` has brought a request, or why there is none."""
+        self._resumption.fetched(request_id, found, now)
         return self._step.finish()
 
     def claimed(self, request_id: str, now: float) -> list[Instruction]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
-from lighttts.broker.instructions import DeleteRequest, Metric, Reply, SaveState, Step
+from lighttts.broker.instructions import DeleteRequest, Metric, ReleaseRequest, Reply, SaveState, Step
 from lighttts.broker.outbox import Channel
 from lighttts.broker.requests import CLOSED, ROWS_PER_SECOND, Request, State
 from lighttts.broker.token_log import TokenLog
@@ -70,13 +70,23 @@ class Endings:
         self._step.observe(Metric.FAILURES, label=error.code)
 
     def vanish(self, client: bytes, now: float) -> None:
-        """The client is gone: its requests are cancelled, and nobody is told."""
+        """The client is gone: nothing more is done for it, unless it comes back soon."""
         for request in tuple(self._requests.clients.get(client, {}).values()):
-            if request.state not in CLOSED:
-                self.fail(request, Cancelled("the client is gone"), now)
-            # Where too many wait to be acknowledged, failing one forgets another, which may be of this client.
-            if request.state is not State.FORGOTTEN:
+            if request.state in (State.FAILED, State.CANCELLED):
                 self.forget(request, now)
+            else:
+                self.park(request, now)
+
+    def park(self, request: Request, now: float) -> None:
+        """Leaves a request that has not failed to the broker its client comes to; workers are told to drop it."""
+        self._dispatcher.withdraw(request)
+        self._step.log("info", "request parked", request_id=request.id, state=request.state.value)
+        self._step.observe(Metric.PARKED)
+        request.move(State.PARKED, now)
+        request.outbox.clear()
+        self._board.prompts.free(request.drop_prompt())
+        self._requests.remove(request)
+        self._step.add(ReleaseRequest(request.id))
 
     def forget(self, request: Request, now: float) -> None:
         """Removes all trace of a closing request."""

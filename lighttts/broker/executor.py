@@ -8,17 +8,13 @@ from collections.abc import Callable, Iterable
 from lighttts import metrics
 from lighttts.broker.core import Core
 from lighttts.broker.instructions import (
-    AppendTokens,
-    DeleteRequest,
+    WRITES,
     Fetch,
     Instruction,
     Log,
     Metric,
     Observe,
     Reply,
-    SaveEncoded,
-    SaveRequest,
-    SaveState,
 )
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.state import StateStore
@@ -56,7 +52,7 @@ class Executor:
             Reply: self._reply,
             Log: self._write_log,
             Fetch: lambda fetch: fetch_request(fetch.request_id),
-            **dict.fromkeys((SaveRequest, SaveState, SaveEncoded, AppendTokens, DeleteRequest), store.write),
+            **dict.fromkeys(WRITES, store.write),
         }
 
     def run(self, instructions: Iterable[Instruction]) -> None:
@@ -103,6 +99,8 @@ def _sinks() -> dict[Metric, Callable[[float, str], None]]:
     return {
         Metric.REQUESTS: lambda value, method: metrics.requests_total.labels(SERVICE, method).inc(value),
         Metric.FAILURES: lambda value, code: metrics.requests_failed.labels(SERVICE, code).inc(value),
+        Metric.PARKED: lambda value, _: metrics.requests_parked.inc(value),
+        Metric.RESUMED: lambda value, _: metrics.requests_resumed.inc(value),
         Metric.DURATION: lambda value, _: duration.observe(value),
         Metric.FIRST_AUDIO: lambda value, _: metrics.first_audio.observe(value),
         Metric.REAL_TIME_FACTOR: lambda value, _: metrics.real_time_factor.observe(value),

@@ -6,15 +6,15 @@ import queue
 import threading
 from collections.abc import Callable
 
-from lighttts.broker.state import Saved, StateStore
+from lighttts.broker.state import Claim, Found, StateStore
 from lighttts.errors import LightTTSError
 from lighttts.logs import get_logger
 
 
 class Fetcher:
-    """Makes requests of `store` its broker's own; `fetched` gets each, or None for one that cannot be had now."""
+    """Makes requests of `store` its broker's own; `fetched` gets each, or why there is none."""
 
-    def __init__(self, store: StateStore, fetched: Callable[[str, Saved | None], None]) -> None:
+    def __init__(self, store: StateStore, fetched: Callable[[str, Found], None]) -> None:
         self._store = store
         self._fetched = fetched
         self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -34,11 +34,14 @@ class Fetcher:
     def _run(self) -> None:
         while (request_id := self._wanted.get()) is not None:
             try:
-                saved = self._take(request_id)
+                found = self._take(request_id)
             except LightTTSError as error:
                 self._log.warning("request cannot be fetched", request_id=request_id, problem=error.text)
-                saved = None
-            self._fetched(request_id, saved)
+                found = Claim.FOREIGN
+            self._fetched(request_id, found)
 
-    def _take(self, request_id: str) -> Saved | None:
-        return self._store.load(request_id).requests.get(request_id) if self._store.claim(request_id) else None
+    def _take(self, request_id: str) -> Found:
+        claim = self._store.claim(request_id)
+        if claim is not Claim.OURS:
+            return claim
+        return self._store.load(request_id).requests.get(request_id, Claim.ABSENT)

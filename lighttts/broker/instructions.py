@@ -6,7 +6,7 @@ An `Outbox` among the instructions says: send what is ready in it, and tell the 
 from __future__ import annotations
 
 import enum
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from lighttts.broker.outbox import Channel, Frames, Outbox
 
@@ -20,7 +20,8 @@ class Reply(NamedTuple):
 
 
 class SaveRequest(NamedTuple):
-    """Store a new request: its client's routing id and its `Synth` message. Answered when it is safe, or is not."""
+    """Store a new request: who its client is (`Board.who`) and its `Synth` message. Answered when it is safe, or is
+    not."""
 
     request_id: str
     client: bytes
@@ -55,13 +56,23 @@ class DeleteRequest(NamedTuple):
     request_id: str
 
 
+class ReleaseRequest(NamedTuple):
+    """Keep a request for `PARKED_S` seconds for whichever broker its client goes on with it at."""
+
+    request_id: str
+
+
 class Fetch(NamedTuple):
     """Make a stored request this broker's own and read it; answered by `Core.fetched`."""
 
     request_id: str
 
 
-Write = SaveRequest | SaveState | SaveEncoded | AppendTokens | DeleteRequest
+Write = SaveRequest | SaveState | SaveEncoded | AppendTokens | DeleteRequest | ReleaseRequest
+WRITES = get_args(Write)
+
+PARKED_S = 15.0
+"""Seconds that a client whose connection broke has to come back: longer than it tries to connect."""
 
 
 class Metric(enum.IntEnum):
@@ -69,6 +80,8 @@ class Metric(enum.IntEnum):
 
     REQUESTS = enum.auto()
     FAILURES = enum.auto()
+    PARKED = enum.auto()
+    RESUMED = enum.auto()
     DURATION = enum.auto()
     FIRST_AUDIO = enum.auto()
     REAL_TIME_FACTOR = enum.auto()

@@ -1,12 +1,13 @@
 """Every key the broker uses in Redis. The braces put a request's keys into one slot of a cluster.
 
-request   hash: owner (the broker it belongs to), client (routing id), synth (message), state, received (Unix time in s)
+request   hash: owner (the broker it belongs to; empty once released), client (who it is), synth (message), state,
+          received (Unix time in s)
 encoded   string: the `Encoded` message
 tokens    hash: sequence number -> `Tokens` message; the numbers are 0, 1, 2, ... without a gap
 lease     string: there while the broker of that name lives
 
 A message is a msgpack array of its frames. A request's keys live `broker.state_ttl_s` after the last write to any of
-them, a lease as long as its broker says.
+them, or a few seconds after its release; a lease as long as its broker says.
 """
 
 from __future__ import annotations

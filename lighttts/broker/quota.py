@@ -18,6 +18,10 @@ KEYS_KEPT = 10_000
 """Most buckets kept; the one used longest ago gives way. A bucket that is full again is not kept at all."""
 
 
+KEYED = b"key "
+"""How the name of a client begins that has proved a key."""
+
+
 def by_connection(client: bytes) -> bytes:
     """Each connection is a client."""
     return client

@@ -1,4 +1,4 @@
-"""Looks into Redis for what a broker finds there: records, damaged ones, and those whose owner has died."""
+"""Looks into Redis for what a broker finds there: records, and damaged ones."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from lighttts.broker.instructions import AppendTokens, SaveEncoded, SaveRequest,
 from lighttts.broker.keys import EVERY_REQUEST, keys_of, lease_of, request_of
 from lighttts.broker.redis_faults import remedy
 from lighttts.broker.redis_records import Damaged, Outcome, Raw, Records, is_wrong_type, saved
-from lighttts.broker.state import Loaded
+from lighttts.broker.state import Claim, Loaded
 from lighttts.errors import Unavailable
 
 SCANNED = 1000
-AT_ONCE = 64
 REHEARSAL_S = 10.0
+
+
+_CLAIMS = {Outcome.DONE: Claim.OURS, Outcome.BROKEN: Claim.ABSENT, Outcome.FOREIGN: Claim.FOREIGN}
 
 
 class Look:
@@ -36,21 +38,10 @@ class Look:
                 self._load(request_id, loaded)
         return loaded
 
-    def claim(self, request_id: str, lease_s: float) -> bool:
+    def claim(self, request_id: str, lease_s: float) -> Claim:
         """Makes a record this broker's, with a lease of so many seconds, if nobody who lives owns it."""
         with self._asking():
-            return self._records.claim(request_id, lease_s) is Outcome.DONE
-
-    def orphans(self) -> list[str]:
-        """Ids of the records whose owner's lease has run out."""
-        with self._asking():
-            owners = self._owners()
-            others = sorted(set(owners.values()) - {self._owner})
-            alive = {self._owner}
-            for some in _chunks(others):
-                leases = self._client.mget([lease_of(owner) for owner in some])
-                alive |= {owner for owner, lease in zip(some, leases, strict=True) if lease is not None}
-        return [request_id for request_id, owner in owners.items() if owner not in alive]
+            return _CLAIMS[self._records.claim(request_id, lease_s)]
 
     def release(self) -> None:
         """Gives the lease back, if Redis answers: else it runs out."""
@@ -72,22 +63,10 @@ class Look:
                 self._records.add(pipe, write)
             pipe.execute()
         self._client.scan(match=EVERY_REQUEST, count=1)
-        self._client.mget([lease_of(self._owner)])
         self._read(request_id)
         self._records.claim(request_id, REHEARSAL_S)
         self._records.discard(request_id)
         self._client.delete(lease_of(self._owner))
-
-    def _owners(self) -> dict[str, str]:
-        owners: dict[str, str] = {}
-        for some in _chunks(sorted(self._request_ids())):
-            with self._client.pipeline(transaction=False) as pipe:
-                for request_id in some:
-                    pipe.hget(keys_of(request_id).request, "owner")
-                answers = pipe.execute(raise_on_error=False)
-            named = zip(some, answers, strict=True)
-            owners |= {request_id: owner.decode() for request_id, owner in named if isinstance(owner, bytes)}
-        return owners
 
     def _request_ids(self) -> set[str]:
         keys = self._client.scan_iter(match=EVERY_REQUEST, count=SCANNED)
@@ -123,8 +102,3 @@ class Look:
             yield
         except (redis.RedisError, OSError) as error:
             raise Unavailable(f"Redis at {self._where} fails ({error}): {remedy(error)}") from error
-
-
-def _chunks(items: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(items), AT_ONCE):
-        yield items[start : start + AT_ONCE]

@@ -17,7 +17,16 @@ import redis
 from redis.client import Pipeline
 from redis.commands.core import Script
 
-from lighttts.broker.instructions import AppendTokens, DeleteRequest, SaveEncoded, SaveRequest, SaveState, Write
+from lighttts.broker.instructions import (
+    PARKED_S,
+    AppendTokens,
+    DeleteRequest,
+    ReleaseRequest,
+    SaveEncoded,
+    SaveRequest,
+    SaveState,
+    Write,
+)
 from lighttts.broker.keys import LEASE, keys_of, lease_of
 from lighttts.broker.outbox import Frames
 from lighttts.broker.state import Saved
@@ -63,6 +72,11 @@ _TOKENS = f"""{_OURS_OR_NONE}
 if tonumber(ARGV[4]) > redis.call('HLEN', KEYS[3]) then redis.call('DEL', unpack(KEYS)) return 0 end
 redis.call('HSET', KEYS[3], ARGV[4], ARGV[5])
 {_KEEP}"""
+_RELEASE = f"""{_OURS_OR_NONE}
+redis.call('HSET', KEYS[1], 'owner', '')
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[4]) end
+return 1
+"""
 _DELETE = f"{_FIND_OWNER} if foreign then return -1 end redis.call('DEL', unpack(KEYS)) return 1"
 _DISCARD = f"{_FIND_OWNER} if alive then return -1 end redis.call('DEL', unpack(KEYS)) return 1"
 _CLAIM = f"""{_FIND_OWNER}
@@ -85,13 +99,14 @@ class Records:
         self._encoded = client.register_script(_ENCODED)
         self._tokens = client.register_script(_TOKENS)
         self._delete = client.register_script(_DELETE)
+        self._release = client.register_script(_RELEASE)
         self._discard = client.register_script(_DISCARD)
         self._claim = client.register_script(_CLAIM)
 
     def load_scripts(self) -> None:
         """Makes the scripts known to a Redis that has not got them. Raises `RedisError`, `OSError`."""
         with self._client.pipeline(transaction=False) as pipe:
-            for script in (self._save, self._state, self._encoded, self._tokens, self._delete):
+            for script in (self._save, self._state, self._encoded, self._tokens, self._delete, self._release):
                 pipe.script_load(script.script)
             pipe.execute()
 
@@ -100,6 +115,8 @@ class Records:
         match write:
             case DeleteRequest():
                 self._put(pipe, self._delete, write)
+            case ReleaseRequest():
+                self._put(pipe, self._release, write, _ms(PARKED_S))
             case SaveRequest(_, client, synth):
                 self._put(pipe, self._save, write, client, packed(synth), str(time.time()))
             case SaveState(_, state):

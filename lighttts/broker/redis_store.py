@@ -26,7 +26,7 @@ from lighttts.broker.redis_address import TIMEOUT_S, connect
 from lighttts.broker.redis_faults import remedy
 from lighttts.broker.redis_look import Look
 from lighttts.broker.redis_records import Outcome, Records, is_wrong_type
-from lighttts.broker.state import Loaded, StoreEvents
+from lighttts.broker.state import Claim, Loaded, StoreEvents
 from lighttts.errors import InvalidInput, Unavailable
 
 BACKOFF_S = 0.05
@@ -70,7 +70,7 @@ class RedisStore:
         self._renew = True
         self._breaker = Breaker(limits.breaker_failures, limits.breaker_s)
         self._problem = ""
-        self._well_from = 0.0
+        self._in_delivery = 0
         self._closing = threading.Event()
         self._close_by: float | None = None
         self._show()
@@ -92,13 +92,13 @@ class RedisStore:
                 self._events.stored(write.request_id, full)
             elif not put:
                 metrics.records_given_up.labels("full").inc()
-            self._condition.notify()
+            self._condition.notify_all()
 
     def renew(self) -> None:
         """Renews the lease, without blocking."""
         with self._condition:
             self._renew = True
-            self._condition.notify()
+            self._condition.notify_all()
 
     def trouble(self) -> str:
         """What is wrong with Redis now, as a clause; empty if nothing is."""
@@ -116,32 +116,35 @@ class RedisStore:
         """
         return self._look.load(*request_ids)
 
-    def claim(self, request_id: str) -> bool:
-        """Makes a stored request this broker's, unless its owner lives. Blocks. Raises `Unavailable`."""
-        claimed = self._look.claim(request_id, self._limits.lease_s)
-        if claimed:
-            with self._condition:
-                self._backlog.keep(request_id)
-        return claimed
+    def claim(self, request_id: str) -> Claim:
+        """Makes a stored request this broker's, unless its owner lives. Blocks. Raises `Unavailable`.
 
-    def orphans(self) -> list[str]:
-        """Requests whose owner's lease has run out. Blocks. Raises `Unavailable`.
-
-        None for a while after Redis was away: nobody could renew a lease, and living brokers need time to notice that
-        they can again.
+        It may be a request that this broker has just released: what was written before is written first.
         """
         with self._condition:
-            troubled = bool(self._problem) or time.monotonic() < self._well_from
-        return [] if troubled else self._look.orphans()
+            last = self._backlog.appended
+            idle = self._breaker.state is not BreakerState.CLOSED
+            if idle or not self._condition.wait_for(lambda: self._written >= last, TIMEOUT_S):
+                raise Unavailable(f"writes wait for Redis at {self._where}: {self._problem or 'it is slow'}")
+        claim = self._look.claim(request_id, self._limits.lease_s)
+        if claim is Claim.OURS:
+            with self._condition:
+                self._backlog.keep(request_id)
+        return claim
 
     def close(self, timeout: float) -> None:
         """Writes what is queued, for at most `timeout` seconds, and gives the lease back."""
         with self._condition:
             self._close_by = time.monotonic() + timeout
             self._closing.set()
-            self._condition.notify()
+            self._condition.notify_all()
         self._thread.join(timeout + 2 * TIMEOUT_S)
         self._redis.close()
+
+    @property
+    def _written(self) -> int:
+        """How many of the writes ever queued are done with."""
+        return self._backlog.appended - len(self._backlog) - self._in_delivery
 
     # ---- the writer's thread -------------------------------------------------------------------------------------
 
@@ -162,7 +165,9 @@ class RedisStore:
                     return None
                 self._condition.wait()
             metrics.store_backlog.set(len(self._backlog))
-            return self._backlog.take()
+            batch = self._backlog.take()
+            self._in_delivery = len(batch)
+            return batch
 
     def _deliver(self, batch: list[Write]) -> bool:
         """Writes `batch`, however often it has to be tried; False if the store had to close before."""
@@ -206,14 +211,14 @@ class RedisStore:
             self._show()
             if lease:
                 self._renew = False
-            if self._problem:
-                self._problem = ""
-                self._well_from = time.monotonic() + self._limits.lease_s + self._limits.breaker_s
+            self._problem = ""
+            self._in_delivery = 0
             for index, (write, outcome) in enumerate(zip(batch, outcomes, strict=True)):
                 if isinstance(write, SaveRequest):
                     self._events.stored(write.request_id, None if outcome is Outcome.DONE else _taken(write.request_id))
                 if outcome is not Outcome.DONE and not isinstance(write, DeleteRequest):
                     self._lost(write, outcome, batch[index + 1 :])
+            self._condition.notify_all()
         if was_open:
             self._events.changed("")
 

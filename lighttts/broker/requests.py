@@ -36,26 +36,29 @@ class State(enum.Enum):
     """`Error` is on its way, the client has not acknowledged it."""
     CANCELLED = "cancelled"
     """`Error` with code cancelled is on its way, the client has not acknowledged it."""
+    PARKED = "parked"
+    """Its client's connection broke: whichever broker the client comes to goes on with it."""
     FORGOTTEN = "forgotten"
 
 
 _S = State
-_FAILURE = frozenset({_S.FAILED, _S.CANCELLED})
+_BROKEN_OFF = frozenset({_S.FAILED, _S.CANCELLED, _S.PARKED})
 
 TRANSITIONS: dict[State, frozenset[State]] = {
-    _S.RECEIVED: _FAILURE | {_S.ADMITTED},
-    _S.ADMITTED: _FAILURE | {_S.ENCODING},
-    _S.ENCODING: _FAILURE | {_S.ENCODED},
-    _S.ENCODED: _FAILURE | {_S.GENERATING},
-    _S.GENERATING: _FAILURE | {_S.DECODING, _S.FLUSHING},
-    _S.DECODING: _FAILURE | {_S.FLUSHING},
-    _S.FLUSHING: _FAILURE | {_S.ENDING},
-    _S.ENDING: frozenset({_S.FORGOTTEN}),
+    _S.RECEIVED: _BROKEN_OFF | {_S.ADMITTED},
+    _S.ADMITTED: _BROKEN_OFF | {_S.ENCODING},
+    _S.ENCODING: _BROKEN_OFF | {_S.ENCODED},
+    _S.ENCODED: _BROKEN_OFF | {_S.GENERATING},
+    _S.GENERATING: _BROKEN_OFF | {_S.DECODING, _S.FLUSHING},
+    _S.DECODING: _BROKEN_OFF | {_S.FLUSHING},
+    _S.FLUSHING: _BROKEN_OFF | {_S.ENDING},
+    _S.ENDING: frozenset({_S.FORGOTTEN, _S.PARKED}),
     _S.FAILED: frozenset({_S.FORGOTTEN}),
     _S.CANCELLED: frozenset({_S.FORGOTTEN}),
+    _S.PARKED: frozenset(),
     _S.FORGOTTEN: frozenset(),
 }
-CLOSED = frozenset({_S.ENDING, _S.FAILED, _S.CANCELLED, _S.FORGOTTEN})
+CLOSED = frozenset({_S.ENDING, _S.FAILED, _S.CANCELLED, _S.PARKED, _S.FORGOTTEN})
 
 ROWS_PER_SECOND = {"mel": 50, "tokens": 25}
 """Rows of an output in a second of speech; those of audio are the sample rate."""
@@ -173,6 +176,10 @@ class RequestTable:
         self.live[request.id] = request
         self.clients.setdefault(request.client, {})[request.id] = request
 
+    def get(self, request_id: str) -> Request | None:
+        """The request of that id, live or closing."""
+        return self.live.get(request_id) or self.closing.get(request_id)
+
     def owned(self, client: bytes, request_id: str) -> Request | None:
         """The request of that id, if it is this client's."""
         return self.clients.get(client, {}).get(request_id)
@@ -182,8 +189,9 @@ class RequestTable:
         self.closing[request.id] = self.live.pop(request.id)
 
     def remove(self, request: Request) -> None:
-        """Removes a closing request."""
-        del self.closing[request.id]
+        """Removes a request."""
+        self.live.pop(request.id, None)
+        self.closing.pop(request.id, None)
         mine = self.clients[request.client]
         del mine[request.id]
         if not mine:

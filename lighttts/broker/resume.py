@@ -1,4 +1,5 @@
-"""Going on with requests of a broker that is gone: a client says what it has heard, the state store what was made.
+"""Going on with a request after its client's connection, or its broker, was lost: the client says what it has heard,
+the state store what was made.
 
 The record may still belong to the lost broker, until its lease has run out; so it is asked for again for a while.
 Speech is decoded again from the request's first token, without a word of what the client has heard.
@@ -12,16 +13,18 @@ from dataclasses import dataclass
 from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings, refuse
-from lighttts.broker.instructions import Fetch
+from lighttts.broker.instructions import DeleteRequest, Fetch, Metric, ReleaseRequest, Reply
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.requests import Flow, Request, State
-from lighttts.broker.state import Saved
-from lighttts.errors import Cancelled, LightTTSError, Overloaded, UnknownRequest
+from lighttts.broker.state import Claim, Found, Saved
+from lighttts.errors import LightTTSError, Overloaded, UnknownRequest
 from lighttts.transport.wire import Encoded, Resume, Synth, Tokens, decode
 
-FETCH_INTERVAL_S = 0.5
+FETCH_INTERVAL_S = 0.2
 FETCH_LIMIT_S = 10.0
 """Seconds after which a record that cannot be had is given up: longer than any lease."""
+MOST = 2
+"""Requests at most, in multiples of `max_requests`: a broker may have to take over all of another's."""
 
 
 @dataclass(slots=True)
@@ -46,34 +49,46 @@ class Resumption:
         self._asked: dict[str, Asked] = {}
 
     def ask(self, client: bytes, message: Resume, now: float) -> None:
-        """A client wants to go on. What this broker still does of the request for a lost connection ends."""
-        known = self._board.requests.live.get(message.request_id)
-        if known:
-            self._endings.fail(known, Cancelled("the client is gone"), now)
-            self._endings.forget(known, now)
-        if known or not self._board.durable or message.request_id in self._board.requests:
+        """A client wants to go on. If this broker still works on the request, for a lost connection, it ends that."""
+        known = self._board.requests.get(message.request_id)
+        if known and self._board.stranger(client, self._board.who(known.client)):
             self._refuse(client, message.request_id)
             return
-        if len(self._asked) >= self._board.settings.max_requests:
+        if known and known.state in (State.FAILED, State.CANCELLED):
+            self._step.add(Reply(Channel.CLIENTS, client, known.farewell))
+            self._endings.forget(known, now)
+            return
+        if known:
+            self._endings.park(known, now)
+        if len(self._asked) + len(self._board.requests.live) >= MOST * self._board.settings.max_requests:
             text = "too many requests wait to go on: try again later"
             refuse(self._step, client, message.request_id, Overloaded(text, retry_after=FETCH_INTERVAL_S))
             return
         self._asked[message.request_id] = Asked(client, message, now, now)
         self._step.add(Fetch(message.request_id))
 
-    def fetched(self, request_id: str, saved: Saved | None, now: float) -> None:
-        """The record has come, or cannot be had now."""
+    def fetched(self, request_id: str, found: Found, now: float) -> None:
+        """The record has come, or there is none, or it cannot be had now."""
         asked = self._asked.get(request_id)
-        if asked is None or saved is None:
+        if asked is None or found is Claim.FOREIGN:
             return
         del self._asked[request_id]
+        if not isinstance(found, Saved):
+            self._refuse(asked.client, request_id)
+            return
+        if self._board.stranger(asked.client, found.client):
+            self._step.add(ReleaseRequest(request_id))
+            self._refuse(asked.client, request_id)
+            return
         try:
-            request = self._request(asked, saved, now)
+            request = self._request(asked, found, now)
         except LightTTSError as error:
+            self._step.add(DeleteRequest(request_id))
             refuse(self._step, asked.client, request_id, error)
             return
         self._board.prompts.hold(len(request.synth.prompt))
         self._board.requests.add(request)
+        self._step.observe(Metric.RESUMED)
         self._step.log(
             "info", "request resumed", request_id=request_id, state=request.state.value, frames=asked.message.seq
         )

@@ -21,7 +21,8 @@ from lighttts.broker.instructions import (
     SaveRequest,
 )
 from lighttts.broker.outbox import Frames, Outbox
-from lighttts.broker.state import MemoryStore
+from lighttts.broker.quota import by_connection
+from lighttts.broker.state import Claim, MemoryStore
 from lighttts.config import BrokerConfig
 from lighttts.errors import LightTTSError
 from lighttts.transport import wire
@@ -96,11 +97,19 @@ class Harness:
     `mail` holds what was sent to each peer, `counted` each (metric, label).
     """
 
-    def __init__(self, *, durable: bool = False, wall: Callable[[], float] = time.time, **settings: object) -> None:
+    def __init__(
+        self,
+        *,
+        durable: bool = False,
+        wall: Callable[[], float] = time.time,
+        who: Callable[[bytes], bytes] = by_connection,
+        **settings: object,
+    ) -> None:
         self.settings = BrokerConfig(**settings)  # type: ignore[arg-type]
         self.now = 1000.0
-        self.core = Core(self.settings, name="test", store="memory", durable=durable, now=self.now, wall=wall)
-        self.store = MemoryStore()
+        about = {"name": "test", "store": "memory", "durable": durable}
+        self.core = Core(self.settings, **about, now=self.now, who=who, wall=wall)  # type: ignore[arg-type]
+        self.store = MemoryStore(lambda: self.now)
         self.durable = durable
         self.mail: dict[bytes, list[Frames]] = defaultdict(list)
         self.full: set[bytes] = set()
@@ -136,6 +145,12 @@ class Harness:
         """The store answers."""
         self.unanswered.remove(request_id)
         self.carry_out(self.core.stored(request_id, error, self.now))
+
+    def fetch(self, request_id: str = "r1") -> None:
+        """The store answers a `Fetch` from what it has been told."""
+        claim = self.store.claim(request_id)
+        found = self.store.requests[request_id] if claim is Claim.OURS else claim
+        self.carry_out(self.core.fetched(request_id, found, self.now))
 
     def tick(self, seconds: float = 0.1, *, alive: Iterable[tuple[bytes, int]] = ()) -> None:
         """Time passes; workers in `alive` (routing id, epoch) send a heartbeat first."""
@@ -231,13 +246,13 @@ class Harness:
 
     @property
     def free(self) -> bool:
-        """Whether nothing at all is left of any request."""
+        """Whether nothing at all is left of any request, but the records of those whose client may come back."""
         board = self.core._board
         queues = self.core._dispatcher._queues
         return (
             self.core.idle
             and not board.requests.clients
-            and not self.store.requests
+            and self.store.requests.keys() == self.store._parked.keys()
             and not board.prompts.used
             and not board.output.used
             and not any(queues.values())

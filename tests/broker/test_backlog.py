@@ -139,5 +139,7 @@ def apply(batch: list[Write], stored: dict[str, list[int]]) -> None:
                 stored.pop(write.request_id, None)
             case AppendTokens(_, seq, _) if write.request_id in stored and seq == len(stored[write.request_id]):
                 stored[write.request_id].append(seq)
+            case AppendTokens() if write.request_id not in stored:
+                pass
             case AppendTokens(_, seq, _):
                 assert seq < len(stored[write.request_id])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lighttts.broker.instructions import Metric
+from lighttts.broker.instructions import PARKED_S, Metric
 from lighttts.broker.outbox import Channel
 from lighttts.transport import wire
 from lighttts.transport.wire import Message
@@ -134,6 +134,9 @@ def test_a_client_that_is_gone_frees_everything(reached: tuple[Harness, list[byt
     assert aborted == holders
     assert harness.free
     assert not harness.mail[CLIENT]
+    harness.now += PARKED_S
+    harness.store.renew()
+    assert not harness.store.requests
 
 
 def test_a_request_takes_the_deadline_it_asks_for_or_the_default() -> None:

@@ -64,7 +64,7 @@ def test_a_frame_for_a_client_that_is_gone_ends_its_requests_and_aborts_their_wo
     rig.result(tokens("r1", 2, 0))
     assert rig.workers.mail[b"llm"][-1] == wire.Abort("r1", 0)
     assert rig.core.idle
-    assert not rig.store.requests
+    assert [*rig.store.requests] == [*rig.store._parked] == ["r1"]
 
 
 def test_an_answer_for_a_client_that_is_gone_ends_its_requests_too(rig: Rig) -> None:

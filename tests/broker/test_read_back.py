@@ -11,11 +11,18 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lighttts.broker.instructions import AppendTokens, DeleteRequest, SaveState
+from lighttts.broker.instructions import (
+    PARKED_S,
+    AppendTokens,
+    DeleteRequest,
+    ReleaseRequest,
+    SaveRequest,
+    SaveState,
+)
 from lighttts.broker.keys import EVERY_REQUEST, keys_of, lease_of, request_of
 from lighttts.broker.redis_records import Damaged, Raw, packed, saved
 from lighttts.broker.redis_store import RedisStore
-from lighttts.broker.state import MemoryStore, Saved, StateStore
+from lighttts.broker.state import PARKED_BYTES, PARKED_MOST, Claim, MemoryStore, Saved, StateStore
 from lighttts.errors import InvalidInput, Unavailable
 from tests.broker.harness import CLIENT, encoded, raw, synth, tokens
 from tests.broker.stores import QUICK, WAIT_S, Told, open_store, record_of, write_safely
@@ -205,13 +212,13 @@ def test_no_content_of_a_record_does_worse_than_damage(
 # ---- whose it is -----------------------------------------------------------------------------------------------------
 
 
-def test_requests_of_a_broker_that_lives_are_no_orphans_and_cannot_be_claimed(
-    store: RedisStore, told: Told, other: tuple[RedisStore, Told]
+def test_requests_of_a_broker_that_lives_cannot_be_claimed(
+    redis_server: RedisServer, store: RedisStore, told: Told, other: tuple[RedisStore, Told]
 ) -> None:
     write_safely(store, told, *record_of("r1"))
-    assert other[0].orphans() == []
-    assert not other[0].claim("r1")
-    assert store.claim("r1")
+    live(store, redis_server, "me")
+    assert other[0].claim("r1") is Claim.FOREIGN
+    assert store.claim("r1") is Claim.OURS
 
 
 def test_a_broker_has_a_lease_from_the_start(redis_server: RedisServer, store: RedisStore) -> None:
@@ -224,33 +231,31 @@ def test_a_lease_runs_out_unless_it_is_renewed(
 ) -> None:
     store = open_store(redis_server.url, told, BRIEF)
     live(store, redis_server, "me")
-    write_safely(store, told, *record_of("r1"))
-    wait_until(lambda: other[0].orphans() == ["r1"])
     with redis_server.client() as look:
-        live(store, redis_server, "me")
         assert 0 < look.pttl(lease_of("me")) <= 50
+    write_safely(store, told, *record_of("r1"))
+    wait_until(lambda: other[0].claim("r1") is Claim.OURS)
     store.close(1.0)
 
 
-def test_the_requests_of_a_dead_broker_are_orphans_that_one_other_gets(
+def test_one_other_gets_each_request_of_a_dead_broker(
     redis_server: RedisServer, store: RedisStore, told: Told, other: tuple[RedisStore, Told]
 ) -> None:
     write_safely(store, told, *record_of("r1"), *record_of("r2"))
     die(redis_server, "me")
     theirs, _ = other
     third = open_store(redis_server.url, told, owner="third")
-    wait_until(lambda: sorted(theirs.orphans()) == ["r1", "r2"])
     live(theirs, redis_server, "other")
     live(third, redis_server, "third")
-    assert [theirs.claim("r1"), third.claim("r1"), third.claim("r2"), theirs.claim("r2")] == [True, False, True, False]
-    assert theirs.orphans() == third.orphans() == []
+    ours, foreign = Claim.OURS, Claim.FOREIGN
+    claims = [theirs.claim("r1"), third.claim("r1"), third.claim("r2"), theirs.claim("r2")]
+    assert claims == [ours, foreign, ours, foreign]
     check_r1(theirs.load().requests["r1"], "other")
     third.close(1.0)
 
 
 def test_what_is_not_stored_cannot_be_claimed(store: RedisStore) -> None:
-    assert not store.claim("r1")
-    assert not MemoryStore().claim("r1")
+    assert store.claim("r1") is MemoryStore().claim("r1") is Claim.ABSENT
 
 
 def test_a_former_owner_changes_nothing_any_more_and_learns_that_it_lost_the_request(
@@ -259,7 +264,7 @@ def test_a_former_owner_changes_nothing_any_more_and_learns_that_it_lost_the_req
     write_safely(store, told, *record_of("r1"))
     die(redis_server, "me")
     theirs, told_them = other
-    assert theirs.claim("r1")
+    assert theirs.claim("r1") is Claim.OURS
     live(theirs, redis_server, "other")
     store.write(SaveState("r1", "late"))
     assert told.lost.get(timeout=WAIT_S) == "r1"
@@ -277,7 +282,7 @@ def test_a_deletion_by_a_former_owner_deletes_nothing(
 ) -> None:
     write_safely(store, told, *record_of("r1"))
     die(redis_server, "me")
-    assert other[0].claim("r1")
+    assert other[0].claim("r1") is Claim.OURS
     write_safely(store, told, DeleteRequest("r1"))
     assert "r1" in other[0].load().requests
 
@@ -297,33 +302,14 @@ def test_an_id_that_another_living_broker_uses_is_taken(
     assert told_them.lost.empty()
 
 
-def test_after_an_outage_living_brokers_have_time_to_renew_before_they_are_taken_for_dead(
-    redis_server: RedisServer, store: RedisStore, told: Told
-) -> None:
-    write_safely(store, told, *record_of("r1"))
-    told_them = Told()
-    theirs = open_store(redis_server.url, told_them, BRIEF._replace(breaker_s=0.5), owner="other")
-    die(redis_server, "me")
-    with redis_server.client() as look:
-        look.config_set("min-replicas-to-write", 1)
-        theirs.renew()
-        told_them.changed.get(timeout=WAIT_S)
-        assert theirs.orphans() == []
-        look.config_set("min-replicas-to-write", 0)
-    assert told_them.changed.get(timeout=WAIT_S) == ""
-    assert theirs.orphans() == []
-    wait_until(lambda: theirs.orphans() == ["r1"])
-    theirs.close(1.0)
-
-
 def test_a_claim_brings_a_lease_with_it(redis_server: RedisServer, store: RedisStore, told: Told) -> None:
     write_safely(store, told, *record_of("r1"))
     theirs = open_store(redis_server.url, Told(), owner="other")
     live(theirs, redis_server, "other")
     die(redis_server, "me")
     die(redis_server, "other")
-    assert theirs.claim("r1")
-    assert not store.claim("r1")
+    assert theirs.claim("r1") is Claim.OURS
+    assert store.claim("r1") is Claim.FOREIGN
     theirs.close(1.0)
 
 
@@ -348,7 +334,7 @@ def test_any_write_keeps_all_of_a_record(redis_server: RedisServer, store: Redis
         assert all(look.pttl(key) > 600_000 for key in keys_of("r1"))
 
 
-@pytest.mark.parametrize("ask", [RedisStore.load, RedisStore.orphans, lambda store: store.claim("r1")])
+@pytest.mark.parametrize("ask", [RedisStore.load, lambda store: store.claim("r1")])
 def test_a_redis_that_does_not_answer_is_said_to_who_asks(
     redis_server: RedisServer, store: RedisStore, ask: object
 ) -> None:
@@ -362,6 +348,83 @@ def test_memory_needs_no_lease() -> None:
     store: StateStore = MemoryStore()
     store.write(record_of("r1")[0])
     store.renew()
-    assert store.claim("r1")
-    assert store.orphans() == []
+    assert store.claim("r1") is Claim.OURS
     assert store.trouble() == ""
+
+
+# ---- released --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("claimer", ["the same", "another"])
+def test_a_released_request_is_whole_for_the_broker_that_claims_it(
+    store: RedisStore, told: Told, other: tuple[RedisStore, Told], claimer: str
+) -> None:
+    for write in (*record_of("r1"), ReleaseRequest("r1")):
+        store.write(write)
+    theirs, owner = (store, "me") if claimer == "the same" else (other[0], "other")
+    if theirs is not store:
+        write_safely(store, told)
+    assert theirs.claim("r1") is Claim.OURS
+    check_r1(theirs.load("r1").requests["r1"], owner)
+
+
+def test_who_claims_what_it_has_just_released_owns_it(store: RedisStore, told: Told) -> None:
+    for number in range(300):
+        store.write(SaveRequest(f"r{number}", CLIENT, raw(synth(f"r{number}"))))
+        store.write(ReleaseRequest(f"r{number}"))
+        assert store.claim(f"r{number}") is Claim.OURS
+    write_safely(store, told, SaveState("r299", "admitted"))
+    assert store.load("r299").requests["r299"].state == "admitted"
+    assert told.lost.empty()
+
+
+def test_a_request_stays_only_for_a_while_after_its_release(
+    redis_server: RedisServer, store: RedisStore, told: Told
+) -> None:
+    write_safely(store, told, *record_of("r1"), ReleaseRequest("r1"))
+    with redis_server.client() as look:
+        assert all(0 < look.pttl(key) <= 1000 * PARKED_S for key in keys_of("r1"))
+        assert store.claim("r1") is Claim.OURS
+        assert all(look.pttl(key) > 1000 * PARKED_S for key in keys_of("r1"))
+
+
+def test_what_is_written_after_the_release_changes_nothing(store: RedisStore, told: Told) -> None:
+    write_safely(store, told, *record_of("r1"), ReleaseRequest("r1"), SaveState("r1", "late"), DeleteRequest("r1"))
+    check_r1(store.load("r1").requests["r1"], "")
+    assert told.lost.empty()
+
+
+def test_memory_keeps_a_released_request_for_a_while() -> None:
+    now = 0.0
+    store = MemoryStore(lambda: now)
+    for write in (*record_of("r1"), ReleaseRequest("r1"), *record_of("r2"), ReleaseRequest("r2")):
+        store.write(write)
+    now = PARKED_S - 0.1
+    store.renew()
+    assert store.claim("r1") is Claim.OURS
+    now = PARKED_S
+    store.renew()
+    assert [*store.requests] == ["r1"]
+    assert store.claim("r2") is Claim.ABSENT
+
+
+def test_memory_keeps_a_bounded_number_of_released_requests_and_bytes() -> None:
+    store = MemoryStore()
+    for number in range(PARKED_MOST + 10):
+        store.write(SaveRequest(str(number), CLIENT, [b""]))
+        store.write(ReleaseRequest(str(number)))
+    assert len(store.requests) == PARKED_MOST
+    assert "9" not in store.requests
+    for name in ("first", "second"):
+        store.write(SaveRequest(name, CLIENT, [bytes(PARKED_BYTES // 2 + 1)]))
+        store.write(ReleaseRequest(name))
+    assert [*store.requests] == ["second"]
+
+
+def test_a_new_request_has_nothing_of_a_released_one_with_its_id() -> None:
+    store = MemoryStore()
+    for write in (*record_of("r1"), ReleaseRequest("r1"), record_of("r1")[0]):
+        store.write(write)
+    assert (store.requests["r1"].encoded, store.requests["r1"].tokens) == ((), {})
+    store.renew()
+    assert store.claim("r1") is Claim.OURS

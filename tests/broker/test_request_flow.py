@@ -241,8 +241,10 @@ def test_every_state_can_be_reached_and_left_and_live_ones_can_fail() -> None:
     while (more := reached.union(*(TRANSITIONS[state] for state in reached))) != reached:
         reached = more
     assert reached == set(State)
-    assert [state for state in State if not TRANSITIONS[state]] == [State.FORGOTTEN]
-    assert all({State.FAILED, State.CANCELLED} <= TRANSITIONS[state] for state in State if state not in CLOSED)
+    assert [state for state in State if not TRANSITIONS[state]] == [State.PARKED, State.FORGOTTEN]
+    assert all(
+        {State.FAILED, State.CANCELLED, State.PARKED} <= TRANSITIONS[state] for state in State if state not in CLOSED
+    )
 
 
 def test_a_voiceless_zero_length_request_still_ends(stack: Harness) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lighttts.broker.instructions import Fetch
-from lighttts.broker.state import Saved
+from lighttts.broker.instructions import Fetch, Metric
+from lighttts.broker.outbox import Channel
+from lighttts.broker.state import Claim, Saved
 from lighttts.transport import wire
 from tests.broker.harness import CLIENT, SAMPLE_RATE, Harness, audio, encoded, synth, tokens
 
@@ -34,7 +35,7 @@ def record(*log: wire.Tokens, done: bool = True, **changes: object) -> Saved:
 def test_the_record_is_asked_for_until_its_owners_lease_has_run_out(harness: Harness) -> None:
     harness.say(RESUME)
     assert harness.fetches == [Fetch("r1")]
-    harness.carry_out(harness.core.fetched("r1", None, harness.now))
+    harness.carry_out(harness.core.fetched("r1", Claim.FOREIGN, harness.now))
     harness.pass_time(1.0)
     assert len(harness.fetches) > 1
     harness.carry_out(harness.core.fetched("r1", record(done=False), harness.now))
@@ -50,12 +51,13 @@ def test_a_record_that_never_comes_is_an_unknown_request(harness: Harness) -> No
     assert harness.core.idle
 
 
-def test_a_store_that_forgets_is_not_asked() -> None:
-    harness = Harness()
-    (error,) = harness.say(RESUME)
+def test_a_request_of_which_nothing_is_stored_is_unknown_at_once(harness: Harness) -> None:
+    harness.say(RESUME)
+    harness.fetch()
+    (error,) = harness.take(CLIENT)
     assert isinstance(error, wire.Error)
-    assert error.code == "unknown_request"
-    assert not harness.fetches
+    assert (error.code, error.retryable) == ("unknown_request", True)
+    assert harness.core.idle
 
 
 def test_what_was_heard_is_neither_repeated_nor_lost(harness: Harness) -> None:
@@ -100,7 +102,7 @@ def test_tokens_that_are_all_made_are_sent_and_end_the_request(harness: Harness)
 
 def test_resumptions_that_wait_are_bounded() -> None:
     harness = Harness(durable=True, max_requests=2)
-    assert harness.say(*(replace(RESUME, request_id=f"r{number}") for number in range(2))) == []
+    assert harness.say(*(replace(RESUME, request_id=f"r{number}") for number in range(4))) == []
     (error,) = harness.say(replace(RESUME, request_id="r9"))
     assert isinstance(error, wire.Error)
     assert error.code == "overloaded"
@@ -148,16 +150,88 @@ def test_a_second_takeover_after_a_resumption_still_skips_what_was_heard(harness
     assert (work.sentence, work.first_row, work.skip, work.seq) == (0, 0, 1000, 3)
 
 
-def test_a_live_request_is_not_gone_on_with_twice() -> None:
+# ---- the client's connection broke, its broker lives -----------------------------------------------------------------
+
+BACK = b"another connection"
+
+
+def test_a_client_that_comes_back_goes_on_where_it_was() -> None:
+    harness = Harness()
+    harness.stack()
+    harness.say(synth())
+    harness.result(encoded("r1", 1), tokens("r1", 2, 0), audio("r1", 3, 0))
+    harness.carry_out(harness.core.gone(Channel.CLIENTS, CLIENT, harness.now))
+    assert harness.free
+    assert harness.counted[Metric.PARKED, ""] == 1
+    for worker in (b"llm-2", b"decode-3"):
+        assert harness.take(worker)[-1] == wire.Abort("r1", 0)
+    harness.say(replace(RESUME, seq=1, rows=480), client=BACK)
+    harness.fetch()
+    (generate,) = harness.take(b"llm-2")
+    assert isinstance(generate, wire.GenerateWork)
+    assert (generate.seq, generate.done_tokens.tolist()) == (1, tokens("r1", 2, 0).tokens.tolist())
+    work, fed = harness.take(b"decode-3")
+    assert isinstance(work, wire.DecodeWork)
+    assert (work.seq, work.skip, fed) == (1, 480, tokens("r1", 2, 0))
+    harness.result(tokens("r1", 2, 1, last=True), audio("r1", 3, 1, last=True))
+    assert harness.take(BACK) == [audio("r1", 3, 1, last=True), wire.End("r1", 2, 50, 1)]
+
+
+def test_a_client_may_come_back_before_the_broker_knows_that_it_was_gone() -> None:
     harness = Harness()
     harness.stack()
     harness.say(synth())
     harness.take(b"encode-1")
-    (error,) = harness.say(RESUME, client=b"another connection")
+    harness.say(RESUME, client=BACK)
+    assert harness.take(b"encode-1") == [wire.Abort("r1", 0)]
+    harness.fetch()
+    assert harness.take(b"encode-1") == [wire.EncodeWork("r1", 0, "Hello.", "anna", "", b"")]
+    assert harness.core.known_peers(Channel.CLIENTS) == {BACK}
+
+
+def test_a_client_that_lost_only_the_end_hears_it() -> None:
+    harness = Harness()
+    harness.stack()
+    harness.say(synth(output="tokens"))
+    harness.result(encoded("r1", 1), tokens("r1", 2, 0, last=True))
+    assert harness.take(CLIENT)[-1] == wire.End("r1", 1, 25, 1)
+    harness.say(replace(RESUME, seq=1, rows=25), client=BACK)
+    harness.fetch()
+    assert harness.take(BACK) == [wire.End("r1", 1, 25, 1)]
+    harness.say(wire.EndAck("r1"), client=BACK)
+    assert harness.free
+    assert not harness.store.requests
+
+
+def test_a_client_that_lost_the_error_hears_it() -> None:
+    harness = Harness()
+    harness.stack()
+    harness.say(synth(), wire.Cancel("r1"))
+    (error,) = harness.say(RESUME, client=BACK)
+    assert isinstance(error, wire.Error)
+    assert error.code == "cancelled"
+    assert harness.free
+    assert not harness.fetches
+
+
+def test_only_the_key_that_began_a_request_goes_on_with_it() -> None:
+    keys = {CLIENT: b"key ann", BACK: b"key ann", b"bob": b"key bob"}
+    harness = Harness(who=keys.__getitem__)
+    harness.stack()
+    harness.say(synth())
+    (error,) = harness.say(RESUME, client=b"bob")
     assert isinstance(error, wire.Error)
     assert error.code == "unknown_request"
-    assert harness.take(b"encode-1") == [wire.Abort("r1", 0)]
-    assert harness.core.idle
+    assert harness.core.known_peers(Channel.CLIENTS) == {CLIENT}
+    harness.carry_out(harness.core.gone(Channel.CLIENTS, CLIENT, harness.now))
+    harness.say(RESUME, client=b"bob")
+    harness.fetch()
+    (error,) = harness.take(b"bob")
+    assert isinstance(error, wire.Error)
+    assert error.code == "unknown_request"
+    harness.say(RESUME, client=BACK)
+    harness.fetch()
+    assert harness.core.known_peers(Channel.CLIENTS) == {BACK}
 
 
 def test_a_request_that_another_broker_has_claimed_ends_here() -> None:
