@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +30,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        broker: str = DEFAULT_BROKER,
+        broker: str | Sequence[str] = DEFAULT_BROKER,
         *,
         keys: str | PathLike[str] | None = None,
         timeout: float = 60.0,

@@ -70,4 +70,11 @@ class Deliver:
     event: Event
 
 
-Instruction = Send | Deliver
+@dataclass(frozen=True)
+class Connect:
+    """Instruction: close the connection there is, and open one to `endpoint`."""
+
+    endpoint: str
+
+
+Instruction = Send | Deliver | Connect

@@ -11,22 +11,26 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import randrange
 from typing import Protocol
 
 from lighttts import __version__
+from lighttts.client.absence import Absence
 from lighttts.client.attempts import Attempts
-from lighttts.client.events import FINAL, Deliver, Event, Failed, Key, Send
+from lighttts.client.brokers import Brokers
+from lighttts.client.events import FINAL, Connect, Deliver, Event, Failed, Key, Send
 from lighttts.client.retry import Budget
 from lighttts.client.session import Session
 from lighttts.client.stream import Timeouts
 from lighttts.errors import Cancelled, InternalError, InvalidInput, LightTTSError, Unavailable
+from lighttts.transport.endpoints import endpoint_list
 from lighttts.transport.keyfiles import KeyFolder, Role
 from lighttts.transport.reactor import Reactor
 from lighttts.transport.schema import Buffer
 from lighttts.transport.security import Proof
-from lighttts.transport.transport import NO_TARGET, Delivery, Sockets
+from lighttts.transport.transport import NO_TARGET, Delivery, Link, Sockets
 from lighttts.transport.watch import Connection, connection_event
 from lighttts.transport.wire import GetStatus, Hello, ListVoices, Synth, encode
 
@@ -41,29 +45,30 @@ class Sink(Protocol):
 
 
 class ClientLoop:
-    """The connection of one client to the broker at `endpoint`. All methods may be called from any thread.
+    """The connection of one client to one of `brokers`, at first any. All methods may be called from any thread.
 
-    `keys` is the folder with the client's key and the broker's, for tcp. Raises `ConfigError` when `endpoint` is not an
-    address or a key cannot be used.
+    `keys` is the folder with the client's key and the broker's, for tcp. Raises `ConfigError` when one of `brokers` is
+    not an address or a key cannot be used.
     """
 
-    def __init__(self, endpoint: str, timeouts: Timeouts, keys: Path | None = None) -> None:
+    def __init__(self, brokers: str | Sequence[str], timeouts: Timeouts, keys: Path | None = None) -> None:
+        endpoints = endpoint_list(brokers)
         hello = Hello(client=f"{socket.gethostname()[:64]}:{os.getpid()}", software=f"lighttts-client/{__version__}")
-        self._session = Session(endpoint, timeouts, hello)
+        choice = Brokers(endpoints, timeouts.connect, time.monotonic(), randrange(len(endpoints)))
+        self._session = Session(choice, Absence(endpoints), timeouts, hello)
         self._attempts = Attempts(self._session, Budget(time.monotonic()))
         self._sinks: dict[Key, Sink] = {}
         self._outbox: deque[list[Buffer]] = deque()
         self._pid = os.getpid()
         self._keyed = keys is not None
+        self._reactor = Reactor()
         self._sockets = Sockets(security=Proof(KeyFolder(keys), Role.CLIENT) if keys else None)
         try:
-            self._link, self._watch = self._sockets.watched_dealer(endpoint)
+            self._line: tuple[Link, Link] | None = self._opened(choice.endpoint)
         except BaseException:
+            self._reactor.close()
             self._sockets.close()
             raise
-        self._reactor = Reactor()
-        self._reactor.add(self._link, self._received)
-        self._reactor.add(self._watch, self._connection_changed)
         # Re-entrant: the garbage collector may call `cancel` in a thread that is inside `_post`.
         self._gate = threading.RLock()
         self._open = True
@@ -156,21 +161,45 @@ class ClientLoop:
         self._session.received(frames, time.monotonic())
 
     def _connection_changed(self, peer: bytes, frames: list[bytes]) -> None:
+        connection, now = self._session.connection, time.monotonic()
         match connection_event(frames):
             case Connection.MADE:
-                self._session.connected(time.monotonic())
+                connection.made(now)
             case Connection.LOST:
                 self._connection_lost()
             case Connection.MISMATCHED:
-                self._session.absence.mismatched()
+                connection.refused(now, for_good=True)
             case Connection.REFUSED if self._keyed:
-                self._session.absence.refused(time.monotonic())
+                connection.refused(now)
 
     def _connection_lost(self) -> None:
-        for _, last in self._link.receive(self._link.socket.rcvhwm):
-            self._session.received(last, time.monotonic())
+        if self._line:
+            link, _ = self._line
+            for _, last in link.receive(link.socket.rcvhwm):
+                self._session.received(last, time.monotonic())
         self._outbox.clear()
         self._session.disconnected(time.monotonic())
+
+    def _opened(self, endpoint: str) -> tuple[Link, Link]:
+        link, watch = self._sockets.watched_dealer(endpoint)
+        self._reactor.add(link, self._received)
+        self._reactor.add(watch, self._connection_changed)
+        return link, watch
+
+    def _connect(self, endpoint: str) -> None:
+        """Replaces the connection by one to `endpoint`; what was to be sent was for the other broker."""
+        self._outbox.clear()
+        if self._line:
+            for transport in self._line:
+                self._reactor.remove(transport)
+            self._sockets.discard(*self._line)
+            self._line = None
+        try:
+            self._line = self._opened(endpoint)
+        except LightTTSError as error:
+            self._session.unopened(error, time.monotonic())
+        else:
+            self._session.connection.opened()
 
     def _patience(self) -> float | None:
         if self._outbox:
@@ -179,12 +208,16 @@ class ClientLoop:
         return None if due == float("inf") else max(0.0, due - time.monotonic())
 
     def _execute(self) -> None:
-        for instruction in self._attempts.take(time.monotonic()):
-            if isinstance(instruction, Send):
-                self._outbox.append(encode(instruction.message))
-            else:
-                self._deliver(instruction)
-        while self._outbox and self._link.send(NO_TARGET, self._outbox[0]) is Delivery.SENT:
+        while instructions := self._attempts.take(time.monotonic()):
+            for instruction in instructions:
+                match instruction:
+                    case Send(message):
+                        self._outbox.append(encode(message, self._session.connection.version))
+                    case Connect(endpoint):
+                        self._connect(endpoint)
+                    case Deliver():
+                        self._deliver(instruction)
+        while self._line and self._outbox and self._line[0].send(NO_TARGET, self._outbox[0]) is Delivery.SENT:
             self._outbox.popleft()
 
     def _deliver(self, instruction: Deliver) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -27,19 +27,24 @@ class Client:
             for chunk in client.synthesize("Hello there."):
                 play(chunk)                                   # float32 samples in -1..1, as they are made
 
-    `timeout`: seconds without anything new of a request; `connect_timeout`: seconds until a broker answers. The
-    connection is made in the background: an absent broker is reported by the first call that needs it.
+    `broker`: its address, or those of several on one Redis: "tcp://a:5570,tcp://b:5570", or a sequence of them. The
+    client is connected to one of them, at first any, and goes to the next when that one is lost, does not answer or has
+    no workers; requests under way go on there.
+
+    `timeout`: seconds without anything new of a request; `connect_timeout`: seconds until a broker answers, at first
+    and after one was lost. The connection is made in the background: an absent broker is reported by the first call
+    that needs it.
     A client does not survive a fork: start processes with `spawn` and make a client in each.
 
     `keys`: a folder with the key of a client and the public key of the broker (see docs/security.md); the connection is
     then encrypted, and only this broker is spoken to. Over ipc no key is needed.
 
-    Raises `ConfigError` when `broker` is not an address or a key cannot be used.
+    Raises `ConfigError` when `broker` is no address or a key cannot be used.
     """
 
     def __init__(
         self,
-        broker: str = DEFAULT_BROKER,
+        broker: str | Sequence[str] = DEFAULT_BROKER,
         *,
         keys: str | PathLike[str] | None = None,
         timeout: float = 60.0,

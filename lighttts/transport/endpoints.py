@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Sequence
 
 from lighttts.errors import ConfigError
 
 DEFAULT_BROKER = "tcp://127.0.0.1:5570"
 
 _EVERY_ADDRESS = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+
+
+def endpoint_list(brokers: str | Sequence[str]) -> tuple[str, ...]:
+    """The addresses in one text with commas, or in several texts, each once. Raises `ConfigError` on another form."""
+    texts = brokers.split(",") if isinstance(brokers, str) else brokers
+    endpoints = tuple(dict.fromkeys(text.strip() for text in texts))
+    if not endpoints:
+        raise ConfigError("no address of a broker is given: use tcp://host:port or ipc:///path")
+    for endpoint in endpoints:
+        if not endpoint.startswith("ipc://"):
+            tcp_address(endpoint)
+    return endpoints
+
+
+def either(endpoints: Sequence[str]) -> str:
+    """The addresses as words: "a", "a or b", "a, b or c"."""
+    return " or ".join(filter(None, (", ".join(endpoints[:-1]), endpoints[-1])))
 
 
 def connectable(endpoint: str) -> str:

@@ -13,6 +13,7 @@ from lighttts.transport.reactor import Reactor
 from lighttts.transport.transport import Delivery, Sockets
 from lighttts.transport.wire import (
     STAGES,
+    VERSION,
     Accepted,
     Audio,
     Cancel,
@@ -34,6 +35,7 @@ from lighttts.transport.wire import (
     WorkerStatus,
     decode,
     encode,
+    version_of,
 )
 
 RATE = 24000
@@ -77,7 +79,10 @@ class Served:
 
 
 class FakeBroker:
-    """Serves `chunks` chunks a request in a thread of its own. `script` replaces the answer to a type of message."""
+    """Serves `chunks` chunks a request in a thread of its own. `script` replaces the answer to a type of message.
+
+    `ready`: says that it has workers; `version`: the newest that it understands.
+    """
 
     def __init__(
         self,
@@ -86,6 +91,8 @@ class FakeBroker:
         chunks: int = 4,
         voices: tuple[str, ...] = ("heart", "june"),
         max_credit: int = 256,
+        ready: bool = True,
+        version: int = VERSION,
         stages: tuple[str, ...] = STAGES,
         script: dict[type[Message], Handler] | None = None,
     ) -> None:
@@ -93,6 +100,8 @@ class FakeBroker:
         self.voices = voices
         self.stages = stages
         self.max_credit = max_credit
+        self.ready = ready
+        self.version = version
         self.received: list[Message] = []
         self.serving: dict[str, Served] = {}
         self._handlers: dict[type[Message], Handler] = {**HANDLERS, **(script or {})}
@@ -152,6 +161,10 @@ class FakeBroker:
             self.send(served.peer, End(served.synth.request_id, self.chunks, 25 * self.chunks, 1))
 
     def _receive(self, peer: bytes, frames: list[bytes]) -> None:
+        if version_of(frames) > self.version:
+            refusal = Error("", "protocol", f"version {version_of(frames)} is not supported", "", False, 0)
+            self.send_raw(peer, encode(refusal, self.version))
+            return
         message = decode(frames)
         handler = self._handlers.get(type(message))
         if handler:
@@ -162,7 +175,7 @@ class FakeBroker:
 
 
 def welcome(broker: FakeBroker, peer: bytes, message: Hello) -> None:
-    broker.send(peer, Welcome("fake", "fake/1", 20_000, broker.max_credit))
+    broker.send(peer, Welcome("fake", "fake/1", 20_000, broker.max_credit, broker.ready))
 
 
 def serve(broker: FakeBroker, peer: bytes, message: Synth) -> None:
@@ -176,8 +189,28 @@ def forgotten(broker: FakeBroker, peer: bytes, message: Resume) -> None:
     broker.send(peer, Error(message.request_id, "unknown_request", "send it again", "", True, 0))
 
 
+def going_on_from(first: FakeBroker) -> Handler:
+    """A handler that goes on with what `first` was asked for."""
+
+    def handler(broker: FakeBroker, peer: bytes, message: Resume) -> None:
+        synth = next(synth for synth in first.all(Synth) if synth.request_id == message.request_id)
+        if not message.accepted:
+            broker.send(peer, Accepted(message.request_id, RATE))
+        broker.serving[message.request_id] = served = Served(peer, synth, message.credit, message.seq)
+        broker.pump(served)
+
+    return handler
+
+
 def accept_only(broker: FakeBroker, peer: bytes, message: Synth) -> None:
     broker.send(peer, Accepted(message.request_id, RATE))
+
+
+def begin_only(broker: FakeBroker, peer: bytes, message: Synth) -> None:
+    """Accepts a request, sends its first two chunks, and no more."""
+    broker.send(peer, Accepted(message.request_id, RATE))
+    for number in range(2):
+        broker.send(peer, frame_of(message, number))
 
 
 def refuse(code: str, text: str, **more: object) -> Handler:

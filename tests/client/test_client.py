@@ -18,6 +18,7 @@ import pytest
 
 from lighttts.client import Client
 from lighttts.client.session import WINDOW
+from lighttts.client.silence import Patience
 from lighttts.errors import (
     Cancelled,
     ConfigError,
@@ -237,7 +238,7 @@ def test_a_broker_that_comes_back_serves_a_request_that_it_lost(tmp_path: Path) 
 
 def test_the_next_try_waits_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lighttts.client.retry.FIRST_S", 0.01)
-    monkeypatch.setattr("lighttts.client.session.PING_AFTER", 1e6)
+    monkeypatch.setattr("lighttts.client.connection.ALONE", Patience(1e6, 2e6))
     script = {Synth: full_at_first(1)}
     with FakeBroker(script=script) as broker, Client(broker.endpoint, timeout=1e6, connect_timeout=1e6) as client:
         client.voices()

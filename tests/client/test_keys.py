@@ -14,7 +14,7 @@ import structlog
 
 from lighttts.broker.app import App
 from lighttts.client import AsyncClient, Client
-from lighttts.client.absence import REFUSED_FOR, Absence
+from lighttts.client.absence import Absence
 from lighttts.errors import AccessDenied, ConfigError, LightTTSError, Unavailable
 from lighttts.transport.keyfiles import Role, new_pair
 from lighttts.transport.security import Proof
@@ -111,13 +111,18 @@ def test_a_key_that_cannot_be_used_is_told_before_anything_is_sent(broker: App, 
 
 
 def test_a_broker_that_refused_and_is_gone_for_a_while_is_absent() -> None:
-    absence = Absence("tcp://here:1")
+    absence = Absence(["tcp://here:1"])
     assert isinstance(absence.error(0.0), Unavailable)
-    absence.refused(10.0)
-    assert isinstance(absence.error(10.0 + REFUSED_FOR), AccessDenied)
-    assert isinstance(absence.error(10.1 + REFUSED_FOR), Unavailable)
-    absence.mismatched()
-    assert isinstance(absence.error(1e9), AccessDenied)
+    absence.refused("tcp://here:1", 10.0)
+    assert isinstance(absence.error(10.0 + absence.refused_for), AccessDenied)
+    assert isinstance(absence.error(10.1 + absence.refused_for), Unavailable)
+
+
+def test_what_is_told_of_several_brokers_names_those_that_refuse_or_else_all() -> None:
+    absence = Absence(["tcp://a:1", "tcp://b:1", "tcp://c:1"])
+    assert "no broker answers at tcp://a:1, tcp://b:1 or tcp://c:1" in absence.error(0.0).text
+    absence.refused("tcp://b:1", 10.0)
+    assert "the broker at tcp://b:1 does not let this client in" in absence.error(10.0).text
 
 
 PROGRAM = """

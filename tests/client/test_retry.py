@@ -8,8 +8,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lighttts.client.absence import Absence
 from lighttts.client.attempts import Attempts
-from lighttts.client.events import Arrived, Deliver, Event, Failed, Finished, Send, Started
+from lighttts.client.brokers import Brokers
+from lighttts.client.events import Arrived, Connect, Deliver, Event, Failed, Finished, Send, Started
 from lighttts.client.retry import FIRST_S, LONGEST_S, PER_REQUEST, PER_SECOND, RESERVE, Budget, backoff
 from lighttts.client.session import Session
 from lighttts.client.stream import Timeouts
@@ -31,7 +33,9 @@ class Bench:
 
     def __init__(self, *, chance: float = 1.0) -> None:
         self.now = 100.0
-        self.session = Session("tcp://there:1", Timeouts(connect=CONNECT_S, chunk=60.0), Hello("test", "test/1"))
+        there = ["tcp://there:1"]
+        timeouts = Timeouts(connect=CONNECT_S, chunk=60.0)
+        self.session = Session(Brokers(there, CONNECT_S, self.now), Absence(there), timeouts, Hello("test", "test/1"))
         self.attempts = Attempts(self.session, Budget(self.now), lambda: chance)
         self.sent: list[Message] = []
         self.events: dict[str | int, list[Event]] = {}
@@ -55,7 +59,7 @@ class Bench:
         self._collect()
 
     def connect(self) -> None:
-        self.session.connected(self.now)
+        self.session.connection.made(self.now)
         self.receive(WELCOME)
 
     def pass_time(self, seconds: float) -> None:
@@ -83,6 +87,8 @@ class Bench:
         for instruction in self.attempts.take(self.now):
             if isinstance(instruction, Send):
                 self.sent.append(instruction.message)
+            elif isinstance(instruction, Connect):
+                self.session.connection.opened()
             else:
                 assert isinstance(instruction, Deliver)
                 self.events.setdefault(instruction.key, []).append(instruction.event)
@@ -214,6 +220,7 @@ def test_the_deadline_is_that_of_all_attempts_together() -> None:
 def test_a_request_that_nobody_knows_after_a_lost_connection_is_sent_again() -> None:
     bench = Bench()
     bench.open(1)
+    bench.receive(Accepted("r1", RATE))
     bench.lose_connection()
     bench.pass_time(FIRST_S)
     assert [request.request_id for request in bench.asked()] == ["r1"]

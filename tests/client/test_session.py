@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lighttts.client.events import Answered, Arrived, Deliver, Event, Failed, Finished, Send, Started
-from lighttts.client.session import LOST_AFTER, PING_AFTER, WINDOW, Session
-from lighttts.client.stream import FORGET_AFTER, GRANT_AFTER, Timeouts
+from lighttts.client.events import Answered, Arrived, Failed, Finished, Started
+from lighttts.client.intake import GRANT_AFTER
+from lighttts.client.session import WINDOW
+from lighttts.client.silence import ALONE
+from lighttts.client.stream import FORGET_AFTER
 from lighttts.errors import (
     Cancelled,
     DeadlineExceeded,
-    LightTTSError,
     NoWorker,
     Overloaded,
     ProtocolError,
@@ -29,86 +30,14 @@ from lighttts.transport.wire import (
     EndAck,
     Error,
     Grant,
-    Hello,
     ListVoices,
     Message,
     Resume,
     Synth,
     Voices,
-    Welcome,
-    encode,
 )
+from tests.client.bench import HELLO, TIMEOUTS, WELCOME, Bench, synth
 from tests.client.fake_broker import RATE, frame_of
-
-HELLO = Hello("test", "test/1")
-TIMEOUTS = Timeouts(connect=5.0, chunk=60.0)
-WELCOME = Welcome("b", "b/1", 20_000, 256)
-
-
-def synth(voice: str = "heart", *, output: str = "audio", sample_type: str = "f32", deadline_ms: int = 0) -> Synth:
-    return Synth("r1", "Hello.", voice, "", 7, 1.0, output, sample_type, deadline_ms, 0, b"")
-
-
-class Bench:
-    """A session, its clock, and what came out of it."""
-
-    def __init__(self, *, connected: bool = True, max_credit: int = 256) -> None:
-        self.session = Session("tcp://there:1", TIMEOUTS, HELLO)
-        self.now = 100.0
-        self.sent: list[Message] = []
-        self.events: dict[str | int, list[Event]] = {}
-        if connected:
-            self.session.connected(self.now)
-            self.receive(Welcome("b", "b/1", 20_000, max_credit))
-            self.take_sent()
-
-    def receive(self, *messages: Message) -> None:
-        for message in messages:
-            self.session.received(encode(message), self.now)
-        self._collect()
-
-    def open(self, request: Synth) -> None:
-        self.session.open(request, self.now)
-        self._collect()
-
-    def streaming(self, request: Synth) -> None:
-        self.open(request)
-        self.receive(Accepted("r1", RATE))
-        self.take_sent()
-
-    def consume(self, count: int = 1) -> None:
-        for _ in range(count):
-            self.session.consumed("r1", self.now)
-        self._collect()
-
-    def pass_time(self, seconds: float) -> None:
-        """Lets time pass, calling `tick` whenever the session asked for it."""
-        end = self.now + seconds
-        while self.session.next_due() <= end:
-            self.now = max(self.now, self.session.next_due())
-            self.session.tick(self.now)
-            self._collect()
-        self.now = end
-
-    def take_sent(self) -> list[Message]:
-        self._collect()
-        taken, self.sent = self.sent, []
-        return taken
-
-    def error(self, key: str | int = "r1") -> LightTTSError:
-        """The error that ended a request or query."""
-        last = self.events[key][-1]
-        assert isinstance(last, Failed)
-        return last.error
-
-    def _collect(self) -> None:
-        for instruction in self.session.take():
-            if isinstance(instruction, Send):
-                self.sent.append(instruction.message)
-            else:
-                assert isinstance(instruction, Deliver)
-                self.events.setdefault(instruction.key, []).append(instruction.event)
-
 
 # ---- the course of a request ----
 
@@ -117,7 +46,7 @@ def test_a_request_waits_for_the_welcome_and_is_then_sent_with_the_window_as_cre
     bench = Bench(connected=False)
     bench.open(synth())
     assert bench.take_sent() == []
-    bench.session.connected(bench.now)
+    bench.session.connection.made(bench.now)
     assert bench.take_sent() == [HELLO]
     bench.receive(WELCOME)
     (sent,) = bench.take_sent()
@@ -344,7 +273,7 @@ def test_no_broker_within_the_connect_timeout_is_unavailable_and_says_how_to_sta
 
 def test_a_broker_that_accepts_connections_but_never_says_welcome_is_unavailable() -> None:
     bench = Bench(connected=False)
-    bench.session.connected(bench.now)
+    bench.session.connection.made(bench.now)
     bench.open(synth())
     bench.pass_time(5.1)
     assert isinstance(bench.error(), Unavailable)
@@ -405,7 +334,7 @@ def test_over_a_new_connection_a_stream_goes_on_behind_the_last_frame_that_came(
     bench.receive(*frames[:3])
     bench.consume(1)
     bench.session.disconnected(bench.now)
-    bench.session.connected(bench.now)
+    bench.session.connection.made(bench.now)
     bench.receive(WELCOME)
     rows = sum(len(frame.samples) for frame in frames[:3] if isinstance(frame, Audio))
     assert bench.take_sent() == [HELLO, Resume("r1", True, 3, rows, WINDOW - 2)]
@@ -417,7 +346,7 @@ def test_a_request_that_was_not_accepted_when_the_connection_was_lost_may_still_
     bench = Bench()
     bench.open(synth())
     bench.session.disconnected(bench.now)
-    bench.session.connected(bench.now)
+    bench.session.connection.made(bench.now)
     bench.receive(WELCOME)
     assert bench.take_sent()[-1] == Resume("r1", False, 0, 0, WINDOW)
     bench.receive(Accepted("r1", RATE), frame_of(synth(), 0))
@@ -428,7 +357,7 @@ def test_a_broker_that_knows_nothing_of_a_resumed_request_ends_it() -> None:
     bench = Bench()
     bench.streaming(synth())
     bench.session.disconnected(bench.now)
-    bench.session.connected(bench.now)
+    bench.session.connection.made(bench.now)
     bench.receive(WELCOME, Error("r1", "unknown_request", "send it again", "", True, 0))
     assert isinstance(bench.error(), UnknownRequest)
 
@@ -437,7 +366,7 @@ def test_a_lost_connection_keeps_what_the_broker_did_not_know() -> None:
     bench = Bench()
     bench.session.disconnected(bench.now)
     bench.session.query(ListVoices, 5, bench.now)
-    bench.session.connected(bench.now)
+    bench.session.connection.made(bench.now)
     bench.receive(WELCOME)
     assert bench.take_sent() == [HELLO, ListVoices(5)]
 
@@ -445,10 +374,10 @@ def test_a_lost_connection_keeps_what_the_broker_did_not_know() -> None:
 def test_silence_is_answered_by_a_hello_and_then_the_broker_counts_as_lost() -> None:
     bench = Bench()
     bench.streaming(synth())
-    bench.pass_time(PING_AFTER + 0.1)
+    bench.pass_time(ALONE.greet + 0.1)
     assert bench.take_sent() == [HELLO]
-    bench.pass_time(LOST_AFTER - PING_AFTER)
-    assert bench.take_sent() == [HELLO]
+    bench.pass_time(ALONE.lost - ALONE.greet)
+    assert bench.connects == ["tcp://there:1"]
     bench.pass_time(TIMEOUTS.connect + 0.1)
     assert isinstance(bench.error(), Unavailable)
     assert "stuck" in bench.error().text
@@ -458,7 +387,7 @@ def test_a_broker_that_answers_the_hello_is_not_lost() -> None:
     bench = Bench()
     bench.streaming(synth())
     for _ in range(8):
-        bench.pass_time(PING_AFTER + 0.1)
+        bench.pass_time(ALONE.greet + 0.1)
         assert bench.take_sent() == [HELLO]
         bench.receive(WELCOME)
     assert [type(event) for event in bench.events["r1"]] == [Started]
@@ -508,7 +437,7 @@ def test_an_error_without_request_id_fails_what_has_had_no_answer_yet_and_nothin
 def test_a_refused_hello_fails_those_who_wait() -> None:
     bench = Bench(connected=False)
     bench.open(synth())
-    bench.session.connected(bench.now)
+    bench.session.connection.made(bench.now)
     bench.receive(Error("", "protocol", "version 1 is too old", "", False, 0))
     assert "too old" in bench.error().text
 

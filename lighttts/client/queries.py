@@ -1,0 +1,74 @@
+"""Questions that await an answer: those of callers, and those of requests that have to choose a voice. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from lighttts.client.events import Answered, Deliver, Failed, Instruction, Send
+from lighttts.client.stream import Stream
+from lighttts.errors import LightTTSError
+from lighttts.transport.wire import GetStatus, ListVoices, Status, Voices
+
+
+@dataclass
+class _Query:
+    message: ListVoices | GetStatus
+    due: float
+    stream: Stream | None = None  # the request that waits for the first voice, if it is not a caller who asks
+    sent: bool = False
+
+
+class Queries:
+    """All questions of a client, by number. `emit` takes the instructions they cause."""
+
+    def __init__(self, emit: Callable[[Instruction], None]) -> None:
+        self._emit = emit
+        self._queries: dict[int, _Query] = {}
+
+    def ask(self, message: ListVoices | GetStatus, due: float, stream: Stream | None = None) -> None:
+        """Adds a question, which is not sent yet, of a caller or of `stream`; it has no answer if none comes by
+        `due`."""
+        self._queries[message.query_id] = _Query(message, due, stream)
+
+    def post(self) -> None:
+        """Sends the questions that have not been sent."""
+        for query in self._queries.values():
+            if not query.sent:
+                query.sent = True
+                self._emit(Send(query.message))
+
+    def answer(self, message: Voices | Status) -> Stream | None:
+        """Takes an answer. Hands it to the caller, or returns the stream that has asked."""
+        query = self._queries.pop(message.query_id, None)
+        if query and query.stream is None:
+            self._emit(Deliver(message.query_id, Answered(message)))
+        return query.stream if query else None
+
+    def sever(self) -> None:
+        """The connection is lost: callers' questions are asked again over the next, streams will ask anew."""
+        self._queries = {number: query for number, query in self._queries.items() if query.stream is None}
+        for query in self._queries.values():
+            query.sent = False
+
+    def fail(self, error: LightTTSError) -> None:
+        """Ends all questions."""
+        for number, query in self._queries.items():
+            if query.stream is None:
+                self._emit(Deliver(number, Failed(error)))
+        self._queries.clear()
+
+    def tick(self, now: float, no_answer: LightTTSError) -> None:
+        """Ends the questions whose time is up with `no_answer`."""
+        for number in [number for number, query in self._queries.items() if now >= query.due]:
+            del self._queries[number]
+            self._emit(Deliver(number, Failed(no_answer)))
+
+    @property
+    def expecting(self) -> bool:
+        """Whether the broker owes an answer."""
+        return any(query.sent for query in self._queries.values())
+
+    def dues(self) -> Iterator[float]:
+        """When `tick` has something to do."""
+        return (query.due for query in self._queries.values())
