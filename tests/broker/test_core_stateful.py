@@ -367,7 +367,7 @@ class Broker(RuleBasedStateMachine):
                 assert board.requests.live[request_id].holders[worker.stage] is worker
         known = {id_ for requests in board.requests.clients.values() for id_ in requests}
         assert known == {*board.requests.live, *board.requests.closing}
-        assert {*self.harness.store.requests} <= known
+        assert {*self.harness.store.requests} - {*self.harness.store._parked} == known
 
     def teardown(self) -> None:
         """In the end every client that is there has its last word, and nothing is left."""
