@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lighttts.errors import LightTTSError, Unavailable
+from lighttts.cli.ask import ask_status
+from lighttts.errors import LightTTSError
 from lighttts.transport.endpoints import connectable, listening
 
 if TYPE_CHECKING:
@@ -147,19 +148,18 @@ def ports(config: Config) -> Iterator[Finding]:
         yield Finding(Level.OK, f"addresses are free: {', '.join(wanted.values())}")
 
 
-def broker(address: str, keys: Path | None = None) -> Iterator[Finding]:
-    """A running broker and its workers; `keys` is the folder of keys to ask it with."""
-    from lighttts.client import Client
-
+def broker(address: str, keys: Path | None = None, *, alone: bool = True) -> Iterator[Finding]:
+    """A running broker and its workers; `keys` is the folder of keys to ask it with. Not `alone`: others of a list
+    are to go on with what it does."""
     try:
-        if not listening(address):
-            raise Unavailable(f"no broker answers at {address}: start one with `lighttts-cli up`")
-        with Client(address, keys=keys) as client:
-            status = client.status()
+        status = ask_status(address, keys)
     except LightTTSError as error:
         yield Finding(Level.PROBLEM, error.text)
         return
     yield Finding(Level.OK, f"broker {status.broker} answers at {address}")
+    if status.store == "memory" and not alone:
+        text = f"broker {status.broker} keeps its state in memory, so no other can go on with its requests"
+        yield Finding(Level.PROBLEM, f"{text}: set broker.state to the Redis that all of them share")
     for stage in ("encode", "llm", "decode"):
         count = sum(worker.stage == stage and worker.state == "ready" for worker in status.workers)
         if count:

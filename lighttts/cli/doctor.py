@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from lighttts.cli.access import access
 from lighttts.cli.checks import Finding, Level
 from lighttts.cli.stack import model_directory
 from lighttts.errors import LightTTSError
-from lighttts.transport.endpoints import DEFAULT_BROKER, connectable, listening
+from lighttts.transport.endpoints import DEFAULT_BROKER, connectable, endpoint_list, listening
 
 if TYPE_CHECKING:
     from lighttts.config import Config
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 NAME = "doctor"
 SUMMARY = "say what is missing or misconfigured, and what mends it"
 DESCRIPTION = """\
-Looks at Python and packages, configuration, model directory, device, Redis, keys, addresses, and a running broker with
-its workers. Exit code 0 only if all is well.
+Looks at Python and packages, configuration, model directory, device, Redis, keys, addresses, and running brokers with
+their workers. Exit code 0 only if all is well.
 """
 EPILOG = """\
 examples:
@@ -56,7 +56,7 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
         config = common.configuration(options)
     except LightTTSError as error:
         yield Finding(Level.PROBLEM, error.text)
-        yield from _broker(options.broker or DEFAULT_BROKER, options.keys, asked=bool(options.broker))
+        yield from _brokers(options.broker or DEFAULT_BROKER, options.keys, asked=bool(options.broker))
         return
     yield Finding(Level.OK, f"configuration: {options.config or 'defaults and environment'}")
     yield from checks.files(config)
@@ -65,10 +65,10 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
     if not any(finding.level is Level.PROBLEM for finding in package_findings):
         yield from checks.device(config)
         yield from _model(options, config)
-    address = options.broker or connectable(config.broker.clients)
-    if not options.broker and not listening(address):
+    if not options.broker and not listening(connectable(config.broker.clients)):
         yield from checks.ports(config)
-    yield from _broker(address, config.security.keys, asked=bool(options.broker))
+    asked = bool(options.broker or config.connect.clients)
+    yield from _brokers(options.broker or config.brokers, config.security.keys, asked=asked)
 
 
 def _model(options: argparse.Namespace, config: Config) -> Iterator[Finding]:
@@ -78,10 +78,16 @@ def _model(options: argparse.Namespace, config: Config) -> Iterator[Finding]:
         yield Finding(Level.PROBLEM, error.text)
 
 
-def _broker(address: str, keys: Path | None, *, asked: bool) -> Iterator[Finding]:
-    """No broker is a problem only where one was named: `synth` starts its own."""
-    if asked or listening(address):
-        yield from checks.broker(address, keys)
-    else:
-        text = f"no broker runs at {address}: `lighttts-cli up` starts one, `synth` one for itself"
-        yield Finding(Level.NOTE, text)
+def _brokers(addresses: str | Sequence[str], keys: Path | None, *, asked: bool) -> Iterator[Finding]:
+    """Each broker. None is a problem only where one was named: `synth` starts its own."""
+    try:
+        endpoints = endpoint_list(addresses)
+    except LightTTSError as error:
+        yield Finding(Level.PROBLEM, error.text)
+        return
+    for address in endpoints:
+        if asked or listening(address):
+            yield from checks.broker(address, keys, alone=len(endpoints) == 1)
+        else:
+            text = f"no broker runs at {address}: `lighttts-cli up` starts one, `synth` one for itself"
+            yield Finding(Level.NOTE, text)

@@ -1,4 +1,4 @@
-"""Options that every command has, and what follows from them: the configuration and the broker's address."""
+"""Options that every command has, and what follows from them: the configuration and where the brokers are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lighttts.errors import MissingDependency, Unavailable
-from lighttts.transport.endpoints import DEFAULT_BROKER, connectable, listening
+from lighttts.transport.endpoints import DEFAULT_BROKER, either, endpoint_list, listening
 
 if TYPE_CHECKING:
     from lighttts.config import Config
@@ -21,9 +21,10 @@ def add_common(parser: argparse.ArgumentParser, *, nested: bool = False) -> None
     absent = argparse.SUPPRESS if nested else None
     group.add_argument(
         "--broker",
-        metavar="ADDRESS",
+        metavar="ADDRESS[,ADDRESS...]",
         default=absent,
-        help=f"the broker's address, tcp://host:port or ipc:///path (default: the configured one, or {DEFAULT_BROKER})",
+        help="the broker's address, tcp://host:port or ipc:///path, or those of several on one Redis, of which any is "
+        f"asked and another when that one is lost (default: as configured, or {DEFAULT_BROKER})",
     )
     group.add_argument(
         "--keys",
@@ -66,13 +67,17 @@ def _key_setting(options: argparse.Namespace) -> list[str]:
     return [f"security.keys={json.dumps(str(options.keys.resolve()))}"] if options.keys else []
 
 
-def broker_address(options: argparse.Namespace) -> str:
-    """Where the broker is: --broker, or as configured. A bare install without configuration knows the default."""
+def broker_addresses(options: argparse.Namespace) -> tuple[str, ...]:
+    """Where the brokers are: --broker, or as configured. A bare install without configuration knows the default.
+
+    Raises `ConfigError` on what is not an address.
+    """
     if options.broker:
-        return str(options.broker)
-    if options.config or options.set or any(name.startswith("LIGHTTTS_BROKER__") for name in os.environ):
-        return connectable(configuration(options).broker.clients)
-    return DEFAULT_BROKER
+        return endpoint_list(options.broker)
+    sections = ("LIGHTTTS_BROKER__", "LIGHTTTS_CONNECT__")
+    if options.config or options.set or any(name.startswith(sections) for name in os.environ):
+        return endpoint_list(configuration(options).brokers)
+    return (DEFAULT_BROKER,)
 
 
 def key_folder(options: argparse.Namespace) -> Path | None:
@@ -84,12 +89,12 @@ def key_folder(options: argparse.Namespace) -> Path | None:
     return None
 
 
-def running_broker(options: argparse.Namespace) -> str:
-    """`broker_address`, where something listens. Raises `Unavailable` at once if nothing does."""
-    address = broker_address(options)
-    if not listening(address):
-        raise Unavailable(f"no broker answers at {address}: start one with `lighttts-cli up`")
-    return address
+def running_brokers(options: argparse.Namespace) -> tuple[str, ...]:
+    """`broker_addresses`, at one of which something listens. Raises `Unavailable` at once if nothing does."""
+    addresses = broker_addresses(options)
+    if not any(map(listening, addresses)):
+        raise Unavailable(f"no broker answers at {either(addresses)}: start one with `lighttts-cli up`")
+    return addresses
 
 
 def config_arguments(options: argparse.Namespace) -> list[str]:

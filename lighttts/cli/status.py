@@ -5,24 +5,32 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lighttts.cli import options as common
+from lighttts.cli.ask import ask_status
+from lighttts.errors import LightTTSError
 
 if TYPE_CHECKING:
     from lighttts.transport.wire import Status
 
 NAME = "status"
 SUMMARY = "show what the broker and its workers are doing"
-DESCRIPTION = "Shows the requests a running broker has, and its workers: free is how many more requests one would take."
+DESCRIPTION = """\
+Shows the requests a running broker has, and its workers: free is how many more requests one would take. Of several
+brokers each is asked; exit code 69 tells that one does not answer.
+"""
 EPILOG = """\
 examples:
   lighttts-cli status
   lighttts-cli status --json --broker tcp://10.0.0.2:5570
+  lighttts-cli status --broker tcp://10.0.0.2:5570,tcp://10.0.0.3:5570
 """
 
 _HEADS = ("WORKER", "STAGE", "MODEL", "STATE", "ACTIVE", "FREE", "UP", "HEARD")
+_NO_WORKERS = "no workers: start lighttts-encode, lighttts-llm and lighttts-decode"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,29 +39,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the status; returns the exit code."""
-    from lighttts.client import Client
+    """Prints the status of each broker; returns the exit code."""
+    addresses, keys = common.broker_addresses(options), common.key_folder(options)
+    if len(addresses) == 1:
+        status = ask_status(addresses[0], keys)
+        print(json.dumps(_plain(status)) if options.json else describe(status))
+        return 0
+    answers = {address: _answer(address, keys) for address in addresses}
+    if options.json:
+        print(json.dumps({"brokers": [{"address": address, **_plain(answer)} for address, answer in answers.items()]}))
+    else:
+        print(describe_all(answers))
+    return max(answer.exit_code if isinstance(answer, LightTTSError) else 0 for answer in answers.values())
 
-    with Client(common.running_broker(options), keys=common.key_folder(options)) as client:
-        status = client.status()
-    print(json.dumps(_plain(status)) if options.json else describe(status))
-    return 0
+
+def _answer(address: str, keys: Path | None) -> Status | LightTTSError:
+    try:
+        return ask_status(address, keys)
+    except LightTTSError as error:
+        return error
 
 
 def describe(status: Status) -> str:
-    """The status for people."""
-    done = f"{status.completed} completed, {status.failed} failed"
+    """The status of the one broker for people."""
     lines = [
         f"broker {status.broker}, up {_span(status.uptime_s)}, state in {status.store}",
-        f"requests: {status.active} active, {status.queued} queued, {done}",
+        f"requests: {_load(status)}",
     ]
-    if not status.workers:
-        return "\n".join([*lines, "no workers: start lighttts-encode, lighttts-llm and lighttts-decode"])
-    rows = [
+    workers = [*table([_HEADS, *_rows(status)])] if status.workers else [_NO_WORKERS]
+    return "\n".join([*lines, *workers])
+
+
+def describe_all(answers: Mapping[str, Status | LightTTSError]) -> str:
+    """The status of several brokers by address: a line for each, then the workers as each of them sees them."""
+    lines, rows = [], []
+    for address, answer in answers.items():
+        if isinstance(answer, LightTTSError):
+            lines.append(f"{address}: {answer.text}")
+            continue
+        since = f"up {_span(answer.uptime_s)}, state in {answer.store}"
+        lines.append(f"{address}: broker {answer.broker}, {since}, requests: {_load(answer)}")
+        rows += [(address, *row) for row in _rows(answer)]
+    return "\n".join([*lines, *(table([("BROKER", *_HEADS), *rows]) if rows else [_NO_WORKERS])])
+
+
+def _load(status: Status) -> str:
+    return f"{status.active} active, {status.queued} queued, {status.completed} completed, {status.failed} failed"
+
+
+def _rows(status: Status) -> list[tuple[str, ...]]:
+    return [
         (w.worker, w.stage, w.model, w.state, str(w.active), str(w.credit), _span(w.age_s), f"{_span(w.seen_s)} ago")
         for w in status.workers
     ]
-    return "\n".join([*lines, *table([_HEADS, *rows])])
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterable[str]:
@@ -69,6 +107,8 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _plain(status: Status) -> dict[str, object]:
+def _plain(status: Status | LightTTSError) -> dict[str, object]:
+    if isinstance(status, LightTTSError):
+        return {"error": status.code, "text": status.text}
     workers = [worker._asdict() for worker in status.workers]
     return {**{field.name: getattr(status, field.name) for field in dataclasses.fields(status)}, "workers": workers}

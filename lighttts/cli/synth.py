@@ -30,6 +30,7 @@ examples:
   lighttts-cli synth "Hello there." -o hello.wav
   lighttts-cli synth --file story.txt --voice heart --speed 0.9 -o story.mp3
   lighttts-cli synth "Hello there." --prompt-wav me.wav --prompt-text "What I say in me.wav." -o me-too.flac
+  lighttts-cli synth --file story.txt -o story.wav --broker tcp://10.0.0.2:5570,tcp://10.0.0.3:5570
   echo "Hello there." | lighttts-cli synth - -o - | ffplay -autoexit -nodisp -
   lighttts-cli synth "Hello there." --output tokens -o hello.npy
 """
@@ -135,7 +136,7 @@ def _check(options: argparse.Namespace) -> str:
 
 def _private_stack(options: argparse.Namespace) -> Stack | None:
     """Starts a stack for this command if no broker is to be had. A broker asked for by --broker is not replaced."""
-    if options.broker or (not options.model and listening(common.broker_address(options))):
+    if options.broker or (not options.model and any(map(listening, common.broker_addresses(options)))):
         return None
     model = model_directory(common.configuration(options), options.model)
     return Stack(private_commands(common.config_arguments(options), model), private=True)
@@ -188,7 +189,7 @@ def _client(options: argparse.Namespace, stack: Stack | None, progress: Progress
     from lighttts.client import Client
 
     if stack is None:
-        return Client(common.running_broker(options), keys=common.key_folder(options))
+        return Client(common.running_brokers(options), keys=common.key_folder(options))
     client = Client(private_endpoint(stack), connect_timeout=0.5)
     progress.say("starting the model ...")
     stack.wait_ready(client, dict.fromkeys(STAGES, 1))

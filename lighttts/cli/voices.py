@@ -13,7 +13,7 @@ DESCRIPTION = "Lists the voices that a running broker offers; the first is the d
 EPILOG = """\
 examples:
   lighttts-cli voices
-  lighttts-cli voices --json --broker tcp://10.0.0.2:5570
+  lighttts-cli voices --json --broker tcp://10.0.0.2:5570,tcp://10.0.0.3:5570
 """
 
 
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints the voices; returns the exit code."""
     from lighttts.client import Client
 
-    with Client(common.running_broker(options), keys=common.key_folder(options)) as client:
+    with Client(common.running_brokers(options), keys=common.key_folder(options)) as client:
         voices = client.voices()
     if options.json:
         print(json.dumps({"voices": voices}))

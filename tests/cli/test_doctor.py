@@ -120,6 +120,26 @@ def test_a_running_broker_is_asked_for_its_workers(run: Run) -> None:
     assert b"PROBLEM  no llm worker is ready: start lighttts-llm" in done.out
 
 
+def test_each_broker_of_a_list_is_asked(run: Run) -> None:
+    with FakeBroker() as gone:
+        pass
+    with FakeBroker() as broker:
+        both = f"{broker.endpoint},{gone.endpoint}"
+        named = run("doctor", "--model", str(TINY), "--broker", both)
+        configured = run("doctor", "--model", str(TINY), "--set", f"connect.clients={both}")
+    for done in (named, configured):
+        assert done.code == 1
+        assert f"ok       broker fake answers at {broker.endpoint}\n".encode() in done.out
+        assert f"PROBLEM  no broker answers at {gone.endpoint}".encode() in done.out
+        assert b"PROBLEM  broker fake keeps its state in memory, so no other can go on" in done.out
+
+
+def test_a_wrong_address_of_a_broker_is_a_problem(run: Run) -> None:
+    done = run("doctor", "--model", str(TINY), "--broker", "localhost")
+    assert done.code == 1
+    assert b"PROBLEM  'localhost' is not an address" in done.out
+
+
 def test_a_named_broker_that_does_not_answer_is_a_problem() -> None:
     with FakeBroker() as gone:
         pass

@@ -10,7 +10,7 @@ import pytest
 
 from lighttts import __version__
 from lighttts.cli.main import build_parser
-from lighttts.cli.options import broker_address, config_arguments, merge
+from lighttts.cli.options import broker_addresses, config_arguments, merge
 from lighttts.transport.endpoints import DEFAULT_BROKER
 from tests.cli.conftest import Run
 from tests.client.fake_broker import FakeBroker
@@ -57,6 +57,58 @@ def test_no_broker_is_told_at_once(run: Run, command: str) -> None:
     assert done.err == f"lighttts-cli {command}: {said}\n"
 
 
+@pytest.fixture
+def gone() -> str:
+    """An address where nobody listens."""
+    with FakeBroker() as broker:
+        pass
+    return broker.endpoint
+
+
+@pytest.mark.parametrize("command", ["voices", "synth"])
+def test_any_broker_of_a_list_will_do(run: Run, broker: FakeBroker, gone: str, command: str) -> None:
+    more = ["Hello.", "--output", "tokens", "-o", "-", "-q"] if command == "synth" else []
+    assert run(command, *more, "--broker", f"{gone},{broker.endpoint}").code == 0
+
+
+def test_no_broker_of_a_list_is_told_at_once_and_names_all(run: Run, gone: str) -> None:
+    done = run("voices", "--broker", f"{gone},ipc:///nowhere")
+    assert done.code == 69
+    assert f"no broker answers at {gone} or ipc:///nowhere" in done.err
+
+
+def test_a_wrong_address_in_a_list_is_a_wrong_configuration(run: Run, gone: str) -> None:
+    done = run("voices", "--broker", f"{gone},localhost")
+    assert done.code == 78
+    assert "'localhost' is not an address" in done.err
+
+
+def test_status_of_several_brokers_has_a_line_for_each_and_the_workers_of_each(run: Run, broker: FakeBroker) -> None:
+    with FakeBroker(stages=("llm",)) as other:
+        done = run("status", "--broker", f"{broker.endpoint},{other.endpoint}")
+    assert done.code == 0
+    lines = done.out.decode().splitlines()
+    said = "broker fake, up 12 s, state in memory, requests: 0 active, 0 queued, 3 completed, 1 failed"
+    assert lines[:2] == [f"{broker.endpoint}: {said}", f"{other.endpoint}: {said}"]
+    assert lines[2].split()[:2] == ["BROKER", "WORKER"]
+    seen = [tuple(line.split()[:2]) for line in lines[3:]]
+    assert seen == [
+        *[(broker.endpoint, f"{stage}-1") for stage in ("encode", "llm", "decode")],
+        (other.endpoint, "llm-1"),
+    ]
+
+
+def test_status_of_several_brokers_tells_which_does_not_answer(run: Run, broker: FakeBroker, gone: str) -> None:
+    done = run("status", "--broker", f"{gone},{broker.endpoint}")
+    assert done.code == 69
+    lines = done.out.decode().splitlines()
+    assert lines[0] == f"{gone}: no broker answers at {gone}: start one with `lighttts-cli up`"
+    assert lines[1].startswith(f"{broker.endpoint}: broker fake")
+    told = json.loads(run("status", "--json", "--broker", f"{gone},{broker.endpoint}").out)["brokers"]
+    assert [row["address"] for row in told] == [gone, broker.endpoint]
+    assert (told[0]["error"], told[1]["completed"]) == ("unavailable", 3)
+
+
 def test_common_options_may_stand_before_or_after_the_command(run: Run, broker: FakeBroker) -> None:
     assert run("--broker", broker.endpoint, "voices").code == 0
     setting = f"broker.clients={broker.endpoint}"
@@ -67,17 +119,21 @@ def test_common_options_may_stand_before_or_after_the_command(run: Run, broker: 
 def test_the_broker_is_named_by_option_configuration_environment_or_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
-    def address(*arguments: str) -> str:
+    def addresses(*arguments: str) -> tuple[str, ...]:
         options = build_parser()[0].parse_args(["voices", *arguments])
         merge(options)
-        return broker_address(options)
+        return broker_addresses(options)
 
     monkeypatch.delenv("LIGHTTTS_BROKER__CLIENTS", raising=False)
-    assert address() == DEFAULT_BROKER
+    assert addresses() == (DEFAULT_BROKER,)
     monkeypatch.setenv("LIGHTTTS_BROKER__CLIENTS", "tcp://0.0.0.0:7000")
-    assert address() == "tcp://127.0.0.1:7000"
-    assert address("--set", "broker.clients=tcp://10.0.0.2:7001") == "tcp://10.0.0.2:7001"
-    assert address("--broker", "tcp://10.0.0.3:7002") == "tcp://10.0.0.3:7002"
+    assert addresses() == ("tcp://127.0.0.1:7000",)
+    assert addresses("--set", "broker.clients=tcp://10.0.0.2:7001") == ("tcp://10.0.0.2:7001",)
+    assert addresses("--broker", "tcp://10.0.0.3:7002") == ("tcp://10.0.0.3:7002",)
+    monkeypatch.setenv("LIGHTTTS_CONNECT__CLIENTS", "tcp://a:1,tcp://b:2")
+    assert addresses() == ("tcp://a:1", "tcp://b:2")
+    assert addresses("--set", "connect.clients=[tcp://c:3, tcp://d:4]") == ("tcp://c:3", "tcp://d:4")
+    assert addresses("--broker", "tcp://e:5, tcp://f:6") == ("tcp://e:5", "tcp://f:6")
 
 
 def test_all_settings_are_handed_to_daemons() -> None:
