@@ -23,10 +23,14 @@ class ControlLine:
         """Whether all has been sent."""
         return not self._unsent
 
-    def begin(self, hello: Register) -> None:
-        """Begins a registration; what was to be sent under the last one is void."""
+    def void(self) -> None:
+        """Forgets what was to be sent under the last registration."""
         self._unsent.clear()
         self.beats = self.answers = 0
+
+    def begin(self, hello: Register) -> None:
+        """Begins a registration."""
+        self.void()
         self.send(hello)
 
     def send(self, message: Message) -> None:

@@ -173,7 +173,9 @@ class Seat:
     def _register(self) -> None:
         # An engine that has not let go of what it had for this broker, or is stuck, is not ready for more.
         self._to_register = not self._load.clean or self._compute.stuck_for() > LONG_STEP
-        if not self._to_register:
+        if self._to_register:
+            self._line.void()
+        else:
             self._credit = 0
             self._line.begin(self._boot.register())
 

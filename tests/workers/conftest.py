@@ -30,8 +30,9 @@ def address(tmp_path: Path) -> Address:
 
 
 @pytest.fixture
-def stage() -> ScriptedStage:
-    return ScriptedStage()
+def stage(request: pytest.FixtureRequest) -> ScriptedStage:
+    """With a capacity of 4, or as the test's parameter says."""
+    return ScriptedStage(getattr(request, "param", 4))
 
 
 @pytest.fixture

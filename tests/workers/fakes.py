@@ -57,6 +57,11 @@ class FakeBroker:
             self._closed = True
             self._sockets.close()
 
+    def close_results(self) -> None:
+        """Loses the connection for results alone."""
+        self.reading = False
+        self._pull.close()
+
     def send(self, message: wire.Message) -> None:
         assert self._router.send(self.peer, wire.encode(message)) is Delivery.SENT
 

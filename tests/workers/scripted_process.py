@@ -1,6 +1,6 @@
 """A worker process with a `ScriptedStage`: python -m tests.workers.scripted_process WORKERS RESULTS MODE.
 
-Modes: "runs", or "hangs" in its first step.
+Each of WORKERS and RESULTS is one address, or several with commas. Modes: "runs", or "hangs" in its first step.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from lighttts import logs
-from lighttts.config import BrokerConfig, Config, LogConfig
+from lighttts.config import Config, ConnectConfig, LogConfig
 from lighttts.workers import base
 from lighttts.workers.service import serve
 from tests.workers.fakes import BOOT, ScriptedStage
@@ -20,7 +20,7 @@ def main(workers: str, results: str, mode: str) -> int:
     if mode == "hangs":
         stage.gate.clear()
     logs.configure("llm", LogConfig(format="json"))
-    config = Config(broker=BrokerConfig(workers=workers, results=results))
+    config = Config(connect=ConnectConfig.model_validate({"workers": workers, "results": results}))
     return serve(stage, BOOT, config, metrics_port=0)
 
 

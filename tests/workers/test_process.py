@@ -19,16 +19,18 @@ from tests.workers.fakes import PATIENCE, FakeBroker, work
 ROOT = Path(__file__).parents[2]
 LONG = 200_000
 
-Start = Callable[[str], "subprocess.Popen[bytes]"]
+Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
 def start(broker: FakeBroker) -> Iterator[Start]:
-    """Starts a scripted worker in a mode."""
+    """Starts a scripted worker in a mode, of this broker and perhaps others."""
     processes: list[subprocess.Popen[bytes]] = []
 
-    def start(mode: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.workers.scripted_process", *broker.address, mode]
+    def start(mode: str, *others: FakeBroker) -> subprocess.Popen[bytes]:
+        addresses = (broker.address, *(other.address for other in others))
+        workers, results = (",".join(endpoints) for endpoints in zip(*addresses, strict=True))
+        command = [sys.executable, "-m", "tests.workers.scripted_process", workers, results, mode]
         processes.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE))
         return processes[-1]
 
@@ -51,6 +53,21 @@ def test_sigterm_drains_and_exits_with_zero(broker: FakeBroker, start: Start) ->
     broker.control(wire.Drain)
     assert broker.stream("a")[-1].seq == 4999
     farewell(broker)
+    assert process.wait(PATIENCE) == 0
+
+
+def test_a_process_serves_all_brokers_of_its_list_and_sigterm_drains_at_each(broker: FakeBroker, start: Start) -> None:
+    other = FakeBroker()
+    process = start("runs", other)
+    for each in (broker, other):
+        each.joined()
+        each.send(work("a", frames=2000))
+        each.result(wire.Tokens)
+    process.send_signal(signal.SIGTERM)
+    for each in (broker, other):
+        each.control(wire.Drain)
+        assert each.stream("a")[-1].seq == 1999
+        farewell(each)
     assert process.wait(PATIENCE) == 0
 
 
