@@ -68,7 +68,7 @@ def test_a_wrong_password_or_none(start_redis: Start, user: str) -> None:
     assert "give the right user and password in broker.state" in problem(f"unix://{user}@{server.path}")
 
 
-@pytest.mark.parametrize("missing", ["-@scripting", "-@write", "-scan", "-mget", "resetkeys", "-hgetall"])
+@pytest.mark.parametrize("missing", ["-@scripting", "-@write", "-scan", "resetkeys", "-hgetall"])
 def test_a_right_that_is_missing(start_redis: Start, missing: str) -> None:
     server = start_redis()
     with server.client() as look:
