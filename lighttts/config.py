@@ -71,6 +71,8 @@ class BrokerConfig(_Section):
     heartbeat_s: Annotated[float, Field(gt=0)] = 0.5
     expiry_s: Annotated[float, Field(gt=0)] = 2.5
     stall_s: Annotated[float, Field(gt=0)] = 2.2
+    worker_breaker_failures: Annotated[int, Field(ge=1)] = 5
+    worker_breaker_s: Annotated[float, Field(gt=0)] = 60.0
     metrics_port: Port | None = 9570
 
 
@@ -92,6 +94,7 @@ class SecurityConfig(_Section):
     """Who may connect."""
 
     keys: Path | None = None
+    connections: Annotated[int, Field(ge=16)] = 4096
     ipc_mode: Annotated[Literal["0600", "0660"], BeforeValidator(_octal)] = "0600"
     allow_plain: bool = False
 

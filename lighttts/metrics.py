@@ -34,7 +34,9 @@ requests_failed = Counter(
 requests_parked = Counter(
     "light_tts_requests_parked_total", "Requests left when their client's connection broke, for it to go on with"
 )
-requests_resumed = Counter("light_tts_requests_resumed_total", "Requests gone on with after a lost connection or broker")
+requests_resumed = Counter(
+    "light_tts_requests_resumed_total", "Requests gone on with after a lost connection or broker"
+)
 request_duration = Histogram(
     "light_tts_request_duration_seconds", "Admission to end of a request", ["service"], buckets=_LATENCY
 )
@@ -64,7 +66,7 @@ frames_refused = Counter(
     ["service", "why"],
 )
 breaker_state = Gauge("light_tts_breaker_state", "Circuit breaker: 0 closed, 1 half open, 2 open", ["target"])
-breaker_failures = Counter("light_tts_breaker_failures_total", "Failures counted by a circuit breaker", ["target"])
+breaker_failures = Counter("light_tts_breaker_failures_total", "Failures counted by a circuit breaker (redis, or workers of a stage)", ["target"])
 store_backlog = Gauge("light_tts_store_backlog", "Writes that wait for Redis")
 records_given_up = Counter(
     "light_tts_records_given_up_total",
@@ -72,8 +74,11 @@ records_given_up = Counter(
     ["why"],
 )
 connections_refused = Counter(
-    "light_tts_connections_refused_total", "Connections that no allowed key opened (socket: clients, ...)", ["socket"]
+    "light_tts_connections_refused_total",
+    "Connections that no allowed key opened, or for which there was no room (socket: clients, ...)",
+    ["socket"],
 )
+connections = Gauge("light_tts_connections", "tcp connections (socket: clients, workers, results)", ["socket"])
 workers_connected = Gauge("light_tts_workers", "Workers registered with the broker", ["stage"])
 
 

@@ -50,7 +50,7 @@ class Board:
         return owner.startswith(KEYED) and self.who(client) != owner
 
     def __post_init__(self) -> None:
-        self.workers = WorkerTable(self.started)
+        self.workers = WorkerTable(self.started, self.settings.worker_breaker_failures, self.settings.worker_breaker_s)
         self.refusals = Refusals(self.step, self.started)
         self.quotas = Quotas(self.settings.client_requests, self.settings.client_requests_per_minute, self.who)
         self.pace = Pace(self.started)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lighttts.broker.board import Board
-from lighttts.broker.instructions import SaveState
+from lighttts.broker.breaker import BreakerState
+from lighttts.broker.instructions import Metric, SaveState
 from lighttts.broker.requests import Request, State
 from lighttts.broker.workers import Worker
 from lighttts.errors import InternalError
@@ -70,7 +71,7 @@ class Dispatcher:
         """Hands out as many waiting requests of `stage` as there is credit for."""
         queue = self._queues[stage]
         for request in tuple(queue.values()) if queue else ():
-            worker = self._workers.choose(stage, request)
+            worker = self._workers.choose(stage, request, now)
             if worker:
                 del queue[request.id]
                 self._hand(stage, request, worker, now)
@@ -84,6 +85,7 @@ class Dispatcher:
                 suspect.isolated.discard(stage)
             if not others:
                 request.isolated.add(stage)
+        worker.breaker.allow(now)
         worker.credit -= 1
         worker.active[request.id] = request
         worker.aborted.discard(request.id)
@@ -100,6 +102,14 @@ class Dispatcher:
         self.send(worker, work(stage, request))
         for frames in request.log.since(request.flow.sentence) if stage == "decode" else ():
             worker.outbox.add(readdress(frames, request.attempts[stage]))
+
+    def blame(self, worker: Worker, now: float) -> None:
+        """Counts a failure of `worker`; after a few in a row it is avoided."""
+        trusted = worker.breaker.state is BreakerState.CLOSED
+        worker.breaker.failed(now)
+        self._step.observe(Metric.WORKER_FAILURES, label=worker.stage)
+        if trusted and worker.breaker.state is BreakerState.OPEN:
+            self._step.log("warning", "worker avoided", worker=worker.name, stage=worker.stage)
 
     def accept(self, request: Request) -> None:
         """Sends `Accepted`, as soon as some worker has said what the sample rate is."""

@@ -107,6 +107,7 @@ def _sinks() -> dict[Metric, Callable[[float, str], None]]:
         Metric.CHUNK_INTERVAL: lambda value, _: intervals.observe(value),
         Metric.UNDERRUNS: lambda value, _: metrics.underruns_total.inc(value),
         Metric.STAGE: lambda value, stage: metrics.stage_seconds.labels(stage).observe(value),
+        Metric.WORKER_FAILURES: lambda value, stage: metrics.breaker_failures.labels(stage).inc(value),
         Metric.FRAMES: lambda value, kind: frames[kind].inc(value),
         Metric.REFUSED: lambda value, why: metrics.frames_refused.labels(SERVICE, why).inc(value),
     }

@@ -88,6 +88,7 @@ class Metric(enum.IntEnum):
     CHUNK_INTERVAL = enum.auto()
     UNDERRUNS = enum.auto()
     STAGE = enum.auto()
+    WORKER_FAILURES = enum.auto()
     FRAMES = enum.auto()
     REFUSED = enum.auto()
 

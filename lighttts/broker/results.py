@@ -224,6 +224,7 @@ class Results:
         if isinstance(error, WorkerFailed):
             self._takeover.failed(stage, request, error, now)
             return
+        request.holders[stage].breaker.succeeded()
         self._dispatcher.release(stage, request)
         self._endings.fail(request, error, now)
 
@@ -280,6 +281,7 @@ class Results:
         )
 
     def _stage_done(self, stage: str, request: Request, now: float) -> None:
+        request.holders[stage].breaker.succeeded()
         self._dispatcher.release(stage, request)
         self._step.observe(Metric.STAGE, now - request.started[stage], stage)
 

@@ -25,12 +25,15 @@ class Takeover:
 
     def lost(self, worker: Worker, now: float, *, died: bool) -> None:
         """`worker`, which is in no table any more, has lost all it held. `died`: what it held may be the cause."""
+        if died and worker.active:
+            self._dispatcher.blame(worker, now)
         for request in tuple(worker.active.values()):
             self._dispatcher.release(worker.stage, request)
             self._again(worker.stage, request, now, died=died, cause=_poison(worker.stage))
 
     def failed(self, stage: str, request: Request, error: LightTTSError, now: float) -> None:
         """A worker that goes on could not do its part of `request`, and has dropped it."""
+        self._dispatcher.blame(request.holders[stage], now)
         self._dispatcher.release(stage, request)
         self._again(stage, request, now, died=True, cause=error)
 

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from lighttts.broker.breaker import Breaker, BreakerState
 from lighttts.broker.outbox import Outbox
 from lighttts.broker.requests import Request
 from lighttts.transport.wire import MAX_VOICES, MAX_WORKERS, STAGES, Register, WorkerStatus
@@ -34,6 +35,8 @@ class Worker:
     outbox: Outbox
     registered: float
     seen: float
+    breaker: Breaker = field(default_factory=Breaker)
+    """Open while it is avoided. It outlives the registration: a worker that dies and starts again is the same one."""
     state: WorkerState = WorkerState.READY
     credit: int = 0
     active: dict[str, Request] = field(default_factory=dict)
@@ -52,6 +55,12 @@ class Worker:
     def suspects(self) -> list[Request]:
         """The requests it holds that may be what their last worker died of."""
         return [request for request in self.active.values() if request.suspect(self.stage)]
+
+    @property
+    def condition(self) -> str:
+        """Its state for people."""
+        avoided = self.state is WorkerState.READY and self.breaker.state is not BreakerState.CLOSED
+        return "avoided" if avoided else self.state.value
 
     @property
     def identity(self) -> bytes:
@@ -73,9 +82,12 @@ def _bearable(worker: Worker, suspect: Request) -> bool:
 
 
 class WorkerTable:
-    """All registered workers, by routing id, by epoch and by stage."""
+    """All registered workers, by routing id, by epoch and by stage; `failures` and `open_s` are their breakers'."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, failures: int, open_s: float) -> None:
+        self._failures = failures
+        self._open_s = open_s
+        self._breakers: dict[tuple[str, str], Breaker] = {}
         self._by_identity: dict[bytes, Worker] = {}
         self._by_epoch: dict[int, Worker] = {}
         self._by_stage: dict[str, dict[bytes, Worker]] = {stage: {} for stage in STAGES}
@@ -118,6 +130,10 @@ class WorkerTable:
 
     def add(self, worker: Worker, now: float) -> None:
         """Enters a worker that replaces none."""
+        name = (worker.stage, worker.name)
+        worker.breaker = self._breakers.setdefault(name, Breaker(self._failures, self._open_s))
+        if len(self._breakers) > MAX_WORKERS:
+            del self._breakers[next(iter(self._breakers))]
         self._by_identity[worker.identity] = worker
         self._by_epoch[worker.epoch] = worker
         self._by_stage[worker.stage][worker.identity] = worker
@@ -143,12 +159,16 @@ class WorkerTable:
         worker.credit = 0
         self._note_presence(worker.stage, now)
 
-    def choose(self, stage: str, request: Request) -> Worker | None:
+    def choose(self, stage: str, request: Request, now: float) -> Worker | None:
         """The worker with most granted credit, among equals the one with least in hand; None if there is none for
-        `request`: one that has outlived two workers shares its worker with no other suspect."""
+        `request`: one that has outlived two workers shares its worker with no other suspect.
+
+        One that failed time and again is taken only if there is no other, or to try it once more.
+        """
         free = [worker for worker in self._by_stage[stage].values() if worker.credit > 0]
         if request.suspect(stage):
             free = [worker for worker in free if _bearable(worker, request)]
+        free = [worker for worker in free if not worker.breaker.retry_after(now)] or free
         return max(free, key=lambda worker: (worker.credit, -len(worker.active)), default=None)
 
     def absent_since(self, stage: str) -> float | None:
@@ -171,7 +191,7 @@ class WorkerTable:
                 worker.name,
                 worker.stage,
                 worker.hello.model,
-                worker.state.value,
+                worker.condition,
                 worker.credit,
                 len(worker.active),
                 now - worker.registered,
