@@ -21,11 +21,12 @@ from lighttts.config import BrokerConfig
 from lighttts.errors import InternalError, LightTTSError
 from lighttts.logs import get_logger
 from lighttts.notify import notify, watchdog_interval
+from lighttts.transport.entrance import open_entrances
 from lighttts.transport.keyfiles import KeyFolder
 from lighttts.transport.reactor import Reactor
 from lighttts.transport.security import Domain, Guard, Refusal
 from lighttts.transport.sockets import SocketOptions
-from lighttts.transport.transport import Link, Sockets
+from lighttts.transport.transport import Link, Router, Sockets
 
 TICK_S = 0.1
 REPORT_S = 1.0
@@ -88,6 +89,12 @@ class App:
         self._workers = self._sockets.router(settings.workers, Domain.WORKERS)
         self._results = results = self._sockets.pull(settings.results, Domain.RESULTS)
         self.endpoints = Endpoints(self._clients.endpoint, self._workers.endpoint, results.endpoint)
+        transports: dict[Domain, Router | Link] = {
+            Domain.CLIENTS: self._clients,
+            Domain.WORKERS: self._workers,
+            Domain.RESULTS: results,
+        }
+        self._entrances = open_entrances(self._sockets, transports, self._clock)
         if settings.metrics_port is not None:
             self._health = metrics.HealthServer(settings.metrics_port, self.health)
         self._core = core = Core(
@@ -121,6 +128,8 @@ class App:
         self._reactor.add(self._clients, lambda peer, frames: run(core.client_message(peer, frames, clock())))
         self._reactor.add(self._workers, lambda peer, frames: run(core.worker_message(peer, frames, clock())))
         self._reactor.add(results, lambda _, frames: run(core.result(frames, clock())))
+        for entrance in self._entrances:
+            self._reactor.add(entrance.events, entrance.happened)
         self._reactor.every(TICK_S, self._tick)
         self._reactor.every(REPORT_S, self._report)
         watchdog = watchdog_interval()
@@ -159,6 +168,7 @@ class App:
         self._log.info("ready", **self.endpoints._asdict(), metrics_port=self.metrics_port)
         if not self._keys:
             self._door.warn_if_open(self.endpoints)
+        self._door.warn_if_few(self._entrances, self._sockets.options.connections)
         notify("READY=1")
         self._reactor.run()
         if self._crash:
@@ -220,6 +230,8 @@ class App:
     def _report(self) -> None:
         if self._store:
             self._store.renew()
+        for entrance in self._entrances:
+            self._door.crowded(entrance)
         load = self._core.load()
         metrics.queue_length.labels(SERVICE).set(load.waiting)
         metrics.active_requests.labels(SERVICE).set(load.active)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from lighttts import metrics
 from lighttts.logs import get_logger
 from lighttts.transport.endpoints import is_loopback
+from lighttts.transport.entrance import Entrance
 from lighttts.transport.guests import Guest
 from lighttts.transport.security import Refusal
 
@@ -43,6 +44,21 @@ class Door:
         """Takes note of connections that were ended because their keys were removed."""
         for user in sorted({guest.user for guest in guests}):
             self._log.warning("connection ended: its key is not allowed any more", socket=domain, user=user)
+
+    def crowded(self, entrance: Entrance) -> None:
+        """Tells of connections that were hung up because there were too many, or because they said nothing."""
+        domain, turned_away = entrance.domain.value, entrance.tick()
+        metrics.connections.labels(domain).set(len(entrance))
+        if turned_away:
+            metrics.connections_refused.labels(domain).inc(turned_away)
+            self._log.warning("connections turned away", socket=domain, count=turned_away, limit=entrance.most)
+
+    def warn_if_few(self, entrances: Iterable[Entrance], wanted: int) -> None:
+        """Says once that descriptors are too scarce for the connections that may be made."""
+        most = min((entrance.most for entrance in entrances), default=wanted)
+        if most < wanted:
+            text = "few files may be open: raise LimitNOFILE, or lower security.connections"
+            self._log.warning(text, connections=wanted, possible=most)
 
     def warn_if_open(self, endpoints: Iterable[str]) -> None:
         """Says once which endpoints, bound without keys, anybody in the network can use."""

@@ -15,7 +15,9 @@ from lighttts.transport.sockets import SocketOptions
 def serve(config: Config) -> int:
     """Runs the broker until SIGTERM or SIGINT, which end it as `App.terminate` says."""
     security = config.security
-    options = SocketOptions(ipc_mode=int(security.ipc_mode, 8), allow_plain=security.allow_plain)
+    options = SocketOptions(
+        connections=security.connections, ipc_mode=int(security.ipc_mode, 8), allow_plain=security.allow_plain
+    )
     app = App(config.broker, options=options, keys=KeyFolder(security.keys) if security.keys else None)
     try:
         for signum in (signal.SIGTERM, signal.SIGINT):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,24 +37,54 @@ class Guests:
     """
 
     def __init__(self, port: int, standing: Callable[[], frozenset[str]]) -> None:
-        self._port = port
+        self.port = port
+        self.crowded_out = 0
+        """Connections ended so far because their key had too many."""
         self._standing = standing
         self._checked = standing()
         self._by_descriptor: dict[int, Guest] = {}
+        self._by_peer: dict[bytes, Guest] = {}
+        self._by_key: defaultdict[str, set[int]] = defaultdict(set)
+        self._most_of_key = sys.maxsize
+        self._heard: Callable[[int], None] = lambda _: None
         self._ended: set[Guest] = set()
 
+    def limit(self, most_of_key: int, heard: Callable[[int], None]) -> None:
+        """Ends further connections of a key that has `most_of_key`, provided that `closed` is called; tells `heard` of
+        descriptors that are guests'."""
+        self._most_of_key = most_of_key
+        self._heard = heard
+
+    def known(self, peer: bytes) -> Guest | None:
+        """The guest with that routing id."""
+        return self._by_peer.get(peer)
+
     def welcome(self, first: zmq.Frame, peer: bytes = b"") -> Guest | None:
-        """Who has sent a message, from its `first` frame; None if the key is not allowed any more: the message must not
-        be used, and the connection is ended."""
+        """Who has sent a message, from its `first` frame; None if its connection was ended, for the key is not allowed
+        any more or has too many: the message must not be used."""
         key, descriptor = str(first.get(KEY_PROPERTY)), int(first.get(zmq.SRCFD))
         guest = self._by_descriptor.get(descriptor)
-        if guest is None or guest.key != key or guest.peer != peer:
-            guest = Guest(peer, str(first.get("User-Id")), key, descriptor, _inode(descriptor))
+        if guest and guest.key == key and guest.peer == peer:
+            return guest
+        guest = Guest(peer, str(first.get("User-Id")), key, descriptor, _inode(descriptor))
         if key not in self._standing():
-            self._end(guest)
+            self._expel(guest)
             return None
-        self._by_descriptor[descriptor] = guest
+        self._remove(descriptor)
+        if len(self._by_key[key]) >= self._most_of_key:
+            self.crowded_out += 1
+            self._hang_up(guest)
+            return None
+        self._by_key[key].add(descriptor)
+        self._by_descriptor[descriptor] = self._by_peer[peer] = guest
+        self._heard(descriptor)
         return guest
+
+    def closed(self, descriptor: int) -> None:
+        """A connection is gone; unless by now another one has its descriptor, and has said something."""
+        guest = self._by_descriptor.get(descriptor)
+        if guest and guest.inode != _inode(descriptor):
+            self._remove(descriptor)
 
     def expel(self) -> set[Guest]:
         """Ends the connections whose keys are not allowed any more; returns those ended since the last call."""
@@ -61,15 +93,28 @@ class Guests:
             self._checked = standing
             for guest in tuple(self._by_descriptor.values()):
                 if guest.key not in standing:
-                    self._end(guest)
+                    self._expel(guest)
         ended, self._ended = self._ended, set()
         return ended
 
-    def _end(self, guest: Guest) -> None:
-        self._by_descriptor.pop(guest.descriptor, None)
+    def _expel(self, guest: Guest) -> None:
+        self._remove(guest.descriptor)
         self._ended.add(guest)
+        self._hang_up(guest)
+
+    def _hang_up(self, guest: Guest) -> None:
         if guest.inode and guest.inode == _inode(guest.descriptor):
-            _hang_up(guest.descriptor, self._port)
+            hang_up(guest.descriptor, self.port)
+
+    def _remove(self, descriptor: int) -> None:
+        guest = self._by_descriptor.pop(descriptor, None)
+        if guest is None:
+            return
+        self._by_key[guest.key].discard(descriptor)
+        if not self._by_key[guest.key]:
+            del self._by_key[guest.key]
+        if self._by_peer.get(guest.peer) is guest:
+            del self._by_peer[guest.peer]
 
 
 def _inode(descriptor: int) -> int:
@@ -80,7 +125,7 @@ def _inode(descriptor: int) -> int:
         return 0
 
 
-def _hang_up(descriptor: int, port: int) -> None:
+def hang_up(descriptor: int, port: int) -> None:
     """Shuts down a tcp connection to `port` that libzmq owns; nothing else, should the descriptor be one by now."""
     try:
         borrowed = socket.socket(fileno=descriptor)

@@ -29,6 +29,7 @@ class SocketOptions:
     """Options every socket gets; times in milliseconds, high-water mark in messages a peer, `ipc_mode` a file mode.
 
     `handshake_ms`: a connection that is not agreed on by then is closed, and tried again by the one who connects.
+    `connections`: how many a broker's tcp socket holds at most.
     `allow_plain`: a tcp address that other machines reach may be bound without CURVE.
     """
 
@@ -37,6 +38,7 @@ class SocketOptions:
     heartbeat_ms: int = 1000
     heartbeat_timeout_ms: int = 3000
     handshake_ms: int = 3000
+    connections: int = 4096
     ipc_mode: int = 0o600
     allow_plain: bool = False
 

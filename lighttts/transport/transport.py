@@ -17,7 +17,7 @@ from lighttts.transport.guests import Guest, Guests
 from lighttts.transport.schema import Buffer
 from lighttts.transport.security import Domain, Gatekeeper, Guard, Proof, guard_socket, prove_socket
 from lighttts.transport.sockets import IpcLock, SocketOptions, bind, connect, make_socket
-from lighttts.transport.watch import WATCHED_EVENTS
+from lighttts.transport.watch import ENTRANCE_EVENTS, WATCHED_EVENTS
 from lighttts.transport.wire import OLDEST, VERSION, translate, version_of
 
 Frames = Sequence[Buffer]
@@ -110,14 +110,13 @@ class Router(_ZmqTransport):
     ) -> None:
         super().__init__(socket, endpoint, lock)
         self.peers: set[bytes] = set()
-        self._guests = guests
-        self._users: dict[bytes, str] = {}
+        self.guests = guests
         self._versions: dict[bytes, int] = {}
         """Of the peers that speak an older one than ours."""
 
     def receive(self, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
         """Yields (peer, frames) of at most `budget` waiting messages; never blocks."""
-        return self._receive_from(self._guests, budget) if self._guests else super().receive(budget)
+        return self._receive_from(self.guests, budget) if self.guests else super().receive(budget)
 
     def _receive_from(self, guests: Guests, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
         """As `receive`, and learns who each peer is, which only a frame that is not copied says."""
@@ -127,24 +126,21 @@ class Router(_ZmqTransport):
             except zmq.Again:
                 return
             peer, frames = first.bytes, self.socket.recv_multipart(zmq.NOBLOCK)
-            if peer not in self._users:
-                guest = guests.welcome(first, peer)
-                if guest is None:
-                    continue
-                self._users[peer] = guest.user
-            self._met(peer, frames)
-            yield peer, frames
+            if guests.welcome(first, peer):
+                self._met(peer, frames)
+                yield peer, frames
 
     def expel(self) -> set[Guest]:
         """Ends the connections whose keys are not allowed any more; returns those ended since the last call."""
-        expelled = self._guests.expel() if self._guests else set()
+        expelled = self.guests.expel() if self.guests else set()
         for guest in expelled:
             self.forget(guest.peer)
         return expelled
 
     def user(self, peer: bytes) -> str:
         """The name under which the key of `peer` is allowed; empty if it is not in `peers`, or needs no key."""
-        return self._users.get(peer, "")
+        guest = self.guests.known(peer) if self.guests and peer in self.peers else None
+        return guest.user if guest else ""
 
     def _met(self, peer: bytes, frames: Frames) -> None:
         self.peers.add(peer)
@@ -177,7 +173,6 @@ class Router(_ZmqTransport):
     def forget(self, peer: bytes) -> None:
         """Drops `peer` from the broadcast list."""
         self.peers.discard(peer)
-        self._users.pop(peer, None)
         self._versions.pop(peer, None)
 
 
@@ -191,11 +186,11 @@ class Link(_ZmqTransport):
         self, socket: zmq.Socket[bytes], endpoint: str, lock: IpcLock | None = None, guests: Guests | None = None
     ) -> None:
         super().__init__(socket, endpoint, lock)
-        self._guests = guests
+        self.guests = guests
 
     def receive(self, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
         """Yields (`NO_TARGET`, frames) of at most `budget` waiting messages; never blocks."""
-        return self._receive_from(self._guests, budget) if self._guests else super().receive(budget)
+        return self._receive_from(self.guests, budget) if self.guests else super().receive(budget)
 
     def _receive_from(self, guests: Guests, budget: int) -> Iterator[tuple[bytes, list[bytes]]]:
         """As `receive`, without the messages of keys that are not allowed any more."""
@@ -212,7 +207,7 @@ class Link(_ZmqTransport):
 
     def expel(self) -> set[Guest]:
         """Ends the connections whose keys are not allowed any more; returns those ended since the last call."""
-        return self._guests.expel() if self._guests else set()
+        return self.guests.expel() if self.guests else set()
 
     def send(self, target: bytes, frames: Frames) -> Delivery:
         """Queues `frames` (`target` must be `NO_TARGET`); FULL also while there is no connection."""
@@ -271,6 +266,16 @@ class Sockets:
     def watched_push(self, endpoint: str) -> tuple[Link, Link]:
         """A PUSH as `push` makes it, and a link that receives its `watch.connection_event`s. Raises `ConfigError`."""
         return self._watched(zmq.PUSH, endpoint, b"")
+
+    def entrance(self, transport: Router | Link) -> Link:
+        """A link that receives what becomes of the connections of a bound tcp socket; see `entrance`."""
+        address = f"inproc://entrance-{len(self._open)}"
+        transport.socket.monitor(address, ENTRANCE_EVENTS)
+        events = self._context.socket(zmq.PAIR)
+        # Without a limit: libzmq waits for room to tell an event, and serves no connection meanwhile.
+        events.rcvhwm = 0
+        events.connect(address)
+        return self._keep(Link(events, transport.endpoint))
 
     def discard(self, link: Link, events: Link) -> None:
         """Closes a watched socket and its events before the others; whoever polls them must have let go of them."""

@@ -38,6 +38,16 @@ _MEANING = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: Connection.MISMATCHED,
 }
 WATCHED_EVENTS = functools.reduce(operator.or_, _MEANING)
+ENTRANCE_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
+"""Of a bound socket's connections. Not that one could not be accepted, which is told again and again until it can."""
+
+
+def entrance_event(frames: Sequence[Buffer]) -> tuple[int, int]:
+    """What a message of `Sockets.entrance`'s link says: one of `ENTRANCE_EVENTS`, and of which descriptor."""
+    if len(frames) != 2 or len(frames[0]) != _EVENT.size:
+        raise ProtocolError("not an event of a connection")
+    event, value = _EVENT.unpack(frames[0])
+    return event, value
 
 
 def connection_event(frames: Sequence[Buffer]) -> Connection:

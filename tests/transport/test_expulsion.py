@@ -14,7 +14,7 @@ import zmq
 
 from lighttts.transport.guests import KEY_PROPERTY, Guest, Guests
 from lighttts.transport.keyfiles import Role
-from lighttts.transport.security import ADMITS, Domain
+from lighttts.transport.security import ADMITS, Domain, Proof
 from lighttts.transport.transport import Link, Sockets
 from lighttts.transport.watch import Connection
 from tests.transport.keys import Keyring
@@ -44,11 +44,11 @@ def expelled(broker: Broker, domain: Domain) -> set[Guest]:
     raise AssertionError("no connection was ended")
 
 
-def await_change(broker: Broker, domain: Domain) -> None:
-    """Waits until the gatekeeper has seen another list."""
+def await_removal(broker: Broker, domain: Domain, proof: Proof) -> None:
+    """Waits until the gatekeeper has seen that a key is not allowed any more."""
+    public, deadline = proof.folder.pair(proof.role).public.decode(), time.monotonic() + PATIENCE_S
     assert broker.sockets._gatekeeper
-    before, deadline = broker.sockets._gatekeeper.standing(domain), time.monotonic() + PATIENCE_S
-    while broker.sockets._gatekeeper.standing(domain) is before:
+    while public in broker.sockets._gatekeeper.standing(domain):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -91,16 +91,14 @@ def test_whoever_is_expelled_learns_that_the_connection_has_ended_and_is_refused
 @pytest.mark.parametrize("domain", Domain)
 def test_a_message_of_a_removed_key_does_not_arrive(broker: Broker, keys: Keyring, domain: Domain) -> None:
     role, door = ADMITS[domain], broker.doors[domain]
-    with (
-        Sockets(IMPATIENT, keys.admitted(role, "alice")) as hers,
-        Sockets(IMPATIENT, keys.admitted(role, "bob")) as his,
-    ):
+    alice, bob = keys.admitted(role, "alice"), keys.admitted(role, "bob")
+    with Sockets(IMPATIENT, alice) as hers, Sockets(IMPATIENT, bob) as his:
         link, other = (sockets.push if domain is Domain.RESULTS else sockets.dealer for sockets in (hers, his))
         silent, talker = link(broker.endpoint(domain)), other(broker.endpoint(domain))
         for each in (silent, talker):
             assert each.socket.poll(PATIENCE_S * 1000, zmq.POLLOUT)
         keys.broker.forbid(role, "alice")
-        await_change(broker, domain)
+        await_removal(broker, domain, alice)
         send(silent, b"a word", b"too late")
         (guest,) = expelled_by_speaking(broker, domain)
         assert guest.user == "alice"
