@@ -31,8 +31,6 @@ LEAVE_GRACE_S = 0.5
 """Seconds that results of a worker which has said `Bye` may still be on their way: they come by another connection."""
 BACKLOG_BYTES = 256 << 20
 """Most that waits for a worker that does not read, before it is given up."""
-STALL_FACTOR = {"encode": 4.0, "llm": 1.0, "decode": 1.0}
-"""A prompt is encoded in a few long steps, which tell of no progress within."""
 PROBE_BEATS = 1.2
 """Missed heartbeats after which the broker looks whether a worker's connection stands."""
 LONGEST_TURN_S = 1.0
@@ -99,7 +97,7 @@ class Control:
                     self._part(worker, now)
             elif now - worker.seen > self._settings.expiry_s:
                 self.lose(worker, f"not heard for {now - worker.seen:.1f} s", now, died=True)
-            elif worker.active and now - worker.moved > self._settings.stall_s * STALL_FACTOR[worker.stage]:
+            elif worker.active and now - worker.moved > self._settings.stall_s:
                 self.lose(worker, f"its engine has not moved for {now - worker.moved:.1f} s", now, died=True)
             elif worker.outbox.size > BACKLOG_BYTES:
                 self.lose(worker, "it does not read what it is sent", now, died=True)

@@ -24,6 +24,8 @@ BACKLOG_LIMIT = 256
 """Unsent results for one broker at which the engine pauses."""
 MAX_STEP_FAILURES = 3
 """Failed engine steps in a row after which the engine counts as unusable."""
+BUSY_CPU_S = 0.005
+"""Processor time between two looks by which a thread counts as computing: one that waits uses less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,10 @@ class Compute:
         self._turns_seen = -1
         self._log = get_logger(stage=stage.name)
         self._moves = 0
+        self._moved_at = 0.0
+        self._cpu_s = 0.0
+        self._clock: int | None = None
+        """The thread's own, while it runs."""
         self.broken = False
         """The engine is unusable and the thread has ended."""
         stage.watch(self._moved_on)
@@ -137,9 +143,21 @@ class Compute:
 
     def progress(self) -> int:
         """A number that another call gives again only while the engine does not get on with what it has to do."""
-        if self._working_since is None:
+        if self._working_since is None or self._computes():
             self._moves += 1
         return self._moves
+
+    def _computes(self) -> bool:
+        """Whether the engine is in a long step, which cannot tell how it gets on, and uses the processor."""
+        clock = self._clock
+        if clock is None or time.monotonic() - self._moved_at > self._stage.long_step:
+            return False
+        before = self._cpu_s
+        try:
+            self._cpu_s = time.clock_gettime(clock)
+        except OSError:  # the thread has just ended
+            return False
+        return self._cpu_s - before > BUSY_CPU_S
 
     def generation(self, seat: int) -> int:
         """That of the last `DropAll` of `seat` which it has obeyed; 0 if there was none."""
@@ -154,8 +172,10 @@ class Compute:
 
     def _moved_on(self) -> None:
         self._moves += 1
+        self._moved_at = time.monotonic()
 
     def _run(self) -> None:
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
         try:
             while not self._stopping:
                 for command in self._next():
@@ -167,6 +187,8 @@ class Compute:
             self._log.exception("the engine cannot go on")
             self.broken = True
             self._deliver()
+        finally:
+            self._clock = None
 
     def _next(self) -> list[Command]:
         """All commands there are; waits while there are none and the engine has nothing to do or no room."""
@@ -174,7 +196,7 @@ class Compute:
             while not (self._commands or self._stopping or (self._has_room() and self._stage.busy)):
                 self._working_since = None
                 self._changed.wait()
-            self._working_since = time.monotonic()
+            self._working_since = self._moved_at = time.monotonic()
             commands = list(self._commands)
             self._commands.clear()
         return commands
@@ -216,7 +238,7 @@ class Compute:
             if self._step_failures >= MAX_STEP_FAILURES:
                 raise
             results = self._fail_all(error)
-        self._moves += 1
+        self._moved_on()
         self._emit(results)
 
     def _fail_all(self, error: Exception) -> list[Result]:

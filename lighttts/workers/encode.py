@@ -27,6 +27,7 @@ class EncodeStage(Stage):
     name = _NAME
     takes = wire.EncodeWork
     unit = "requests"
+    long_step = 8.0
 
     def __init__(self, engine: EncodeEngine, epoch: int, capacity: int) -> None:
         super().__init__(epoch, capacity)

@@ -81,6 +81,8 @@ class Stage(ABC):
     name: ClassVar[str]
     takes: ClassVar[type[wire.Message]]
     feeds: ClassVar[type[wire.Message] | None] = None
+    long_step: ClassVar[float] = 0.0
+    """Seconds for which a step may go on without a word as long as it uses the processor (a GPU's steps are short)."""
     unit: ClassVar[str]
     """What `made` counts, for people: "tokens", "s of audio"."""
 

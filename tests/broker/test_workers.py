@@ -41,7 +41,7 @@ def test_credit_of_a_stranger_gets_no_work() -> None:
 
 
 def test_a_silent_worker_is_given_up() -> None:
-    harness = Harness(expiry_s=5.0)
+    harness = Harness(expiry_s=5.0, stall_s=10.0)
     harness.stack()
     harness.say(synth())
     alive = [(b"llm-2", 2), (b"decode-3", 3)]
