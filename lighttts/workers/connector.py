@@ -43,7 +43,7 @@ class Connector:
         self._happened = happened
         self._log = log
         self._received = received
-        self._told = False
+        self._told: set[str] = set()
         self._reopening = False
         self._link, self._events = open()
         self._start()
@@ -61,7 +61,7 @@ class Connector:
         event = connection_event(frames)
         match event:
             case Connection.MADE:
-                self._told = False
+                self._told.clear()
             case Connection.REFUSED:
                 self._tell("the broker ended the handshake: it does not take this worker's key, or is restarting")
             case Connection.MISMATCHED:
@@ -70,8 +70,8 @@ class Connector:
         self._happened(event)
 
     def _tell(self, text: str) -> None:
-        if not self._told:
-            self._told = True
+        if text not in self._told:
+            self._told.add(text)
             self._log.warning(text, endpoint=self._link.endpoint)
 
     def _reopen_later(self) -> None:

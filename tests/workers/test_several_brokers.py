@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,21 @@ def both(stage: ScriptedStage) -> Iterator[tuple[Running, FakeBroker, FakeBroker
         yield worker, *brokers
 
 
+def until(met: Callable[[], bool]) -> None:
+    """Asks again and again, for it makes brokers and worker go on, whether a condition is met."""
+    deadline = time.monotonic() + PATIENCE
+    while not met():
+        assert time.monotonic() < deadline, "it never came to that"
+
+
 def waits(broker: FakeBroker, requests: int) -> None:
     """Returns when so many wait for the engine."""
-    while broker.beat().waiting != requests:
-        pass
+    until(lambda: broker.beat().waiting == requests)
+
+
+def held(broker: FakeBroker) -> None:
+    """Returns when the worker has work of this broker."""
+    until(lambda: broker.beat().active > 0)
 
 
 def names(works: list[Work]) -> set[tuple[str, int]]:
@@ -224,8 +236,7 @@ def test_input_of_work_in_line_waits_with_it_and_keeps_its_order() -> None:
         for broker in (one, other):
             broker.joined()
         one.send(work("a"))
-        while not one.beat().active:
-            pass
+        held(one)
         other.send(work("b"))
         for seq in range(50):
             other.send(tokens("b", seq))
@@ -248,8 +259,7 @@ def test_a_broker_that_dies_and_comes_back_disturbs_no_work_of_another(stage: Sc
         stage.gate.clear()
         dying.send(work("a", LONG))
         other.send(work("a", frames=300))
-        while not other.beat().active:
-            pass
+        held(other)
         dying.close()
         stage.gate.set()
         assert [frame.seq for frame in other.stream("a")] == [*range(300)]
@@ -271,16 +281,14 @@ def test_to_register_anew_at_one_broker_drops_its_work_alone_in_the_engine_and_i
     forgetful.send(work("in the engine", LONG))
     forgetful.beat()
     other.send(work("beside it", frames=200))
-    while not other.beat().active:
-        pass
+    held(other)
     forgetful.send(work("in line", LONG))
     waits(forgetful, 1)
     other.send(work("last in line", frames=5))
     waits(other, 2)
     forgetful.knows = False
     forgetful.beat()
-    while other.beat().waiting != 0:
-        forgetful.pump(1)
+    until(lambda: forgetful.pump(1) is None and other.beat().waiting == 0)
     stage.gate.set()
     forgetful.registered()
     forgetful.knows = True
@@ -301,11 +309,14 @@ def test_a_broker_that_takes_no_results_holds_up_others_for_its_expiry_at_most(s
         other.joined()
         stuck.reading = False
         stuck.send(work("a", LONG, seed=ScriptedStage.BULKY))
-        made = -1.0
-        while not stage.made or stage.made != made:
+
+        def stalled() -> bool:
             made = stage.made
             stuck.beat()
             stuck.beat()
+            return made == stage.made > 0
+
+        until(stalled)
         other.send(work("b", frames=500))
         assert stuck.control(wire.Register).epoch == BOOT.epoch
         assert [frame.seq for frame in other.stream("b")] == [*range(500)]
@@ -391,8 +402,12 @@ def test_a_worker_joins_once_it_and_its_broker_agree_about_keys(
     with capture_logs() as logs, running(stage, *brokers, proof=proof if guards[1] else None):
         healthy.joined()
         mismatched = "the handshake failed: broker and worker both need security.keys, of one broker, or neither"
-        while {log.get("endpoint") for log in logs if log["event"] == mismatched} != set(broker.address):
+
+        def told() -> bool:
             healthy.pump(10)
+            return {log["endpoint"] for log in logs if log["event"] == mismatched} == {*broker.address}
+
+        until(told)
         broker.close()
         broker = FakeBroker(broker.address, guard=guards[1])
         broker.joined()
