@@ -22,6 +22,7 @@ from lighttts.workers.stage import Boot, Result, Stage, Work
 
 PATIENCE = 30.0
 """Seconds after which what a test waits for is taken to be missing."""
+FOR_EVER_MS = 600_000
 BOOT = Boot("llm", "scripted:0", 24_000)
 
 OPEN: list[FakeBroker] = []
@@ -37,7 +38,8 @@ class FakeBroker:
     """Answers heartbeats while `answers` is true and keeps everything else for the test to ask for, in order."""
 
     def __init__(self, address: Address = ANYWHERE, high_water_mark: int = 1000, guard: Guard | None = None) -> None:
-        self._sockets = Sockets(SocketOptions(linger_ms=0, high_water_mark=high_water_mark), guard)
+        options = SocketOptions(linger_ms=0, high_water_mark=high_water_mark, heartbeat_timeout_ms=FOR_EVER_MS)
+        self._sockets = Sockets(options, guard)
         self._closed = False
         OPEN.append(self)
         self._router = self._sockets.router(address.workers, Domain.WORKERS)
