@@ -1,6 +1,6 @@
 """Which broker of a list a client is connected to, how long it is given, and when the next has its turn. Pure.
 
-SEEKING --ready, or the others have been tried--> SETTLED --lost--> SEEKING
+SEEKING --ready, or the others have been tried--> SETTLED --lost, or unfit--> SEEKING
 SEEKING --not ready, or its time is up--> SEEKING, at the next broker
 
 The turn goes round the list. Whoever answers is given up for the next one only if it is not ready, so that a system
@@ -20,6 +20,10 @@ SHORTEST_S = 0.1
 the first round, down to the shortest, where the list is too long for a caller to wait for all of it."""
 
 
+UNFIT_S = 10.0
+"""Seconds between two searches for a broker with workers, where the system perhaps has none."""
+
+
 class Brokers:
     """The brokers at `endpoints`, beginning with number `first`.
 
@@ -34,6 +38,7 @@ class Brokers:
         self._opened = -math.inf
         self._tried = 1
         self._settled = False
+        self._sought = -math.inf
         self.due = math.inf if self.alone else now + self._patience
 
     @property
@@ -58,14 +63,20 @@ class Brokers:
         """The connection is lost. Who loses one after another pauses between them."""
         if self.alone or not self._settled:
             return False
-        self._settled = False
-        self._tried = 1
+        self._seek(now)
         self.due = max(now, self._opened + self._patience)
         return self.tick(now)
 
     def silent(self, now: float) -> bool:
         """There is a connection, but the broker does not answer; what it still says later must not be heard."""
         return self.alone or self.lost(now)
+
+    def unfit(self, now: float) -> bool:
+        """The broker had no workers for a request, though it may have had them before: perhaps another has."""
+        if self.alone or not self._settled or now < self._sought + UNFIT_S:
+            return False
+        self._seek(now)
+        return self._next(now)
 
     def mismatched(self, now: float) -> None:
         """The connection will not be tried again, or could not be opened."""
@@ -75,6 +86,11 @@ class Brokers:
     def tick(self, now: float) -> bool:
         """To be called at `due`: the broker's time is up."""
         return now >= self.due and self._next(now)
+
+    def _seek(self, now: float) -> None:
+        self._settled = False
+        self._tried = 1
+        self._sought = now
 
     @property
     def _patience(self) -> float:

@@ -3,7 +3,7 @@
 OFFLINE --made--> GREETING (Hello is sent) --Welcome--> READY
 GREETING --the broker answers in an older version--> GREETING (Hello is sent in that)
 GREETING, READY --lost--> OFFLINE
-any --another broker has its turn, or silence--> LEFT (what still comes counts for nothing) --opened--> OFFLINE
+any --another broker has its turn, silence, no workers--> LEFT (what still comes counts for nothing) --opened--> OFFLINE
 """
 
 from __future__ import annotations
@@ -94,6 +94,13 @@ class Connection:
             self._leave()
             return False
         self.link = Link.READY
+        return True
+
+    def unfit(self, now: float) -> bool:
+        """The broker has no workers for a request. True if it is left for another."""
+        if self.link is not Link.READY or not self._brokers.unfit(now):
+            return False
+        self._leave()
         return True
 
     def speaks_older(self, frames: Sequence[Buffer], now: float) -> bool:

@@ -146,6 +146,8 @@ class Session:
         if stream:
             stream.received(message, now)
             self._settle(stream)
+            if isinstance(message, Error) and message.code == NoWorker.code:
+                self._seek_workers(now)
 
     def _misunderstood(self, what: str, now: float) -> None:
         self.fail_all(ProtocolError(f"the broker at {self.connection.endpoint} sent {what}"), now)
@@ -169,10 +171,18 @@ class Session:
             return
         if isinstance(message, Voices) and message.names:
             stream.choose(message.names[0])
-        else:
+        elif not self._seek_workers(now):
             text = "the broker has no preset voice now: give a prompt, or start a lighttts-encode worker"
             stream.fail(NoWorker(text), now)
         self._settle(stream)
+
+    def _seek_workers(self, now: float) -> bool:
+        """The broker lacks workers. True if all that is under way goes on at another one, which may have them."""
+        without = self.connection.endpoint
+        if not self.connection.unfit(now):
+            return False
+        self._sever(f"the broker at {without} has no workers, and no other one answers: try again", now)
+        return True
 
     def _refused(self, error: LightTTSError, now: float) -> None:
         """An error without a request id answers the last message: whatever has had no answer yet."""

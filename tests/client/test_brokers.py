@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lighttts.client.brokers import FIRST_S, LONGEST_S, SHORTEST_S, Brokers
+from lighttts.client.brokers import FIRST_S, LONGEST_S, SHORTEST_S, UNFIT_S, Brokers
 from lighttts.errors import ConfigError
 from lighttts.transport.endpoints import either, endpoint_list
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 CONNECT_S = 5.0
+EVENTS = ("ready", "idle", "lost", "silent", "unfit", "mismatched", "tick")
 
 
 def listed(count: int, now: float = 0.0, first: int = 0, connect_s: float = CONNECT_S) -> Brokers:
@@ -153,7 +154,9 @@ def test_a_client_finds_one_that_is_ready_or_else_one_that_answers(states: list[
 
 @given(
     st.integers(2, 4),
-    st.lists(st.tuples(st.sampled_from(["ready", "idle", "lost", "silent", "mismatched", "tick"]), st.floats(0, 10))),
+    st.lists(
+        st.tuples(st.sampled_from(["ready", "idle", "lost", "silent", "unfit", "mismatched", "tick"]), st.floats(0, 10))
+    ),
 )
 def test_whatever_happens_somebody_is_waited_for_or_has_answered_and_turns_do_not_come_thick_and_fast(
     count: int, course: list[tuple[str, float]]
@@ -171,6 +174,9 @@ def test_whatever_happens_somebody_is_waited_for_or_has_answered_and_turns_do_no
                 moved, answered = brokers.lost(now), False
             case "silent":
                 moved, answered = brokers.silent(now), False
+            case "unfit":
+                moved = brokers.unfit(now)
+                answered = answered and not moved
             case "mismatched":
                 brokers.mismatched(now)
                 moved = False
@@ -186,6 +192,20 @@ def test_whatever_happens_somebody_is_waited_for_or_has_answered_and_turns_do_no
     for at in opened:
         # Each second: one that is lost at once, and all the others that are not ready.
         assert sum(at <= other < at + FIRST_S for other in opened) <= 2 * count + 1
+
+
+def test_a_broker_without_workers_for_a_request_is_left_and_so_is_the_next_but_not_soon() -> None:
+    brokers = settled(2)
+    assert brokers.unfit(100.0)
+    assert not brokers.welcomed(False, 100.0)
+    assert brokers.endpoint == "b"
+    assert not brokers.unfit(100.0 + UNFIT_S - 0.1)
+    assert brokers.unfit(100.0 + UNFIT_S)
+    assert brokers.endpoint == "a"
+
+
+def test_a_single_broker_without_workers_is_kept() -> None:
+    assert not settled(1).unfit(100.0)
 
 
 # ---- the list ----

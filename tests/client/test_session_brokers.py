@@ -10,6 +10,7 @@ from lighttts.client.session import WINDOW
 from lighttts.client.silence import AMONG_OTHERS
 from lighttts.errors import (
     ConfigError,
+    NoWorker,
     Overloaded,
     UnknownRequest,
 )
@@ -130,6 +131,45 @@ def test_a_connection_that_cannot_be_opened_ends_what_waits_for_it_and_the_next_
     bench.session.unopened(ConfigError("no such key"), bench.now)
     bench.pass_time(1.0)
     assert isinstance(bench.error(), ConfigError)
+    assert bench.connects == [B]
+
+
+def test_after_a_request_failed_for_want_of_workers_the_others_go_on_at_the_next_broker() -> None:
+    bench = Bench(A, B)
+    bench.streaming(synth())
+    bench.open(replace(synth(), request_id="r2"))
+    bench.take_sent()
+    bench.receive(Error("r2", "no_worker", "no llm worker is connected", "", True, 0), frame_of(synth(), 0))
+    assert isinstance(bench.error("r2"), NoWorker)
+    assert bench.connects == [B]
+    moved(bench)
+    assert bench.take_sent()[-1] == Resume("r1", True, 0, 0, WINDOW)
+
+
+def ask_for_voices(bench: Bench, *names: str) -> None:
+    """The broker is asked for its voices, and answers."""
+    query = bench.take_sent()[-1]
+    assert isinstance(query, ListVoices)
+    bench.receive(Voices(query.query_id, RATE, names))
+
+
+def test_a_request_chooses_a_voice_of_the_next_broker_if_one_has_none() -> None:
+    bench = Bench(A, B)
+    bench.open(synth(voice=""))
+    ask_for_voices(bench)
+    assert bench.connects == [B]
+    moved(bench)
+    ask_for_voices(bench, "june")
+    assert [type(message) for message in bench.take_sent()] == [Synth]
+
+
+def test_a_request_fails_if_the_next_broker_has_no_voice_either() -> None:
+    bench = Bench(A, B)
+    bench.open(synth(voice=""))
+    ask_for_voices(bench)
+    moved(bench)
+    ask_for_voices(bench)
+    assert isinstance(bench.error(), NoWorker)
     assert bench.connects == [B]
 
 
