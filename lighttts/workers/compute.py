@@ -52,7 +52,15 @@ class DropAll:
     generation: int
 
 
-Command = Accept | Drop | DropAll
+@dataclass(frozen=True, slots=True)
+class Speak:
+    """Encode results for `seat` in a protocol version; `VERSION` before."""
+
+    seat: int
+    version: int
+
+
+Command = Accept | Drop | DropAll | Speak
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +75,9 @@ class Parcel:
     ends: bool
 
 
-def pack(result: Result, generation: int) -> Parcel:
-    """`result` encoded. Raises `ProtocolError` when its message does not fit the protocol's limits."""
-    frames = wire.encode(result.message) if result.message else []
+def pack(result: Result, generation: int, version: int) -> Parcel:
+    """`result` in a version of the protocol. Raises `ProtocolError` when its message does not fit the limits."""
+    frames = wire.encode(result.message, version) if result.message else []
     kind = type(result.message).__name__.lower() if result.message else ""
     code = result.message.code if isinstance(result.message, wire.StageFailed) else ""
     return Parcel(generation, result.work, kind, code, frames, result.ends)
@@ -88,6 +96,7 @@ class Compute:
         self._stopping = False
         self._works: set[Work] = set()
         self._generations: Counter[int] = Counter()
+        self._versions: dict[int, int] = {}
         self._step_failures = 0
         self._working_since: float | None = None
         self._turns = 0
@@ -221,6 +230,8 @@ class Compute:
                     self._stage.abort(work)
                     self._works.discard(work)
                 self._generations[seat] = generation
+            case Speak(seat, version):
+                self._versions[seat] = version
 
     def _accept(self, work: Work, message: wire.Message) -> None:
         try:
@@ -261,7 +272,8 @@ class Compute:
     def _packed(self, result: Result) -> Parcel:
         """`result` as a parcel; one that cannot be encoded is the end of its work, not of the worker."""
         try:
-            parcel = pack(result, self._generations[result.work.seat])
+            seat = result.work.seat
+            parcel = pack(result, self._generations[seat], self._versions.get(seat, wire.VERSION))
         except ProtocolError as error:
             self._stage.abort(result.work)
             return self._packed(failed(result.work, self._stage.epoch, worker_failed(error, self._stage.name)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from lighttts.transport.transport import NO_TARGET, Delivery
-from lighttts.transport.wire import Heartbeat, Message, Register, encode
+from lighttts.transport.wire import VERSION, Heartbeat, Message, Register, encode
 from lighttts.workers.connector import Sender
 
 
@@ -15,6 +15,8 @@ class ControlLine:
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
         self._unsent: deque[Message] = deque()
+        self.version = VERSION
+        """Of the protocol, as the broker understands it."""
         self.beats = 0
         self.answers = 0
 
@@ -40,7 +42,7 @@ class ControlLine:
 
     def beat(self, message: Heartbeat) -> bool:
         """Sends a heartbeat; False if it had to be left out, for a later one will do."""
-        if self._unsent or self._sender.send(NO_TARGET, encode(message)) is not Delivery.SENT:
+        if self._unsent or self._sender.send(NO_TARGET, encode(message, self.version)) is not Delivery.SENT:
             return False
         self.beats += 1
         return True
@@ -48,6 +50,6 @@ class ControlLine:
     def flush(self) -> None:
         """Sends what the socket takes."""
         while self._unsent:
-            if self._sender.send(NO_TARGET, encode(self._unsent[0])) is not Delivery.SENT:
+            if self._sender.send(NO_TARGET, encode(self._unsent[0], self.version)) is not Delivery.SENT:
                 return
             self._unsent.popleft()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from lighttts import metrics
@@ -16,7 +17,7 @@ from lighttts.errors import ProtocolError
 from lighttts.logs import get_logger
 from lighttts.transport import wire
 from lighttts.transport.reactor import Reactor
-from lighttts.transport.transport import Link, Sockets
+from lighttts.transport.transport import Sockets
 from lighttts.transport.watch import Connection
 from lighttts.workers.compute import Compute, Parcel
 from lighttts.workers.connector import Connector
@@ -83,12 +84,8 @@ class Seat:
         self._to_register = False
 
     def _connect(self, sockets: Sockets) -> tuple[Connector, Connector]:
-        def control() -> tuple[Link, Link]:
-            return sockets.watched_dealer(self._address.workers, self._boot.identity)
-
-        def results() -> tuple[Link, Link]:
-            return sockets.watched_push(self._address.results)
-
+        control = partial(sockets.watched_dealer, self._address.workers, self._boot.identity)
+        results = partial(sockets.watched_push, self._address.results)
         return (
             Connector(self._reactor, sockets, control, self._control_event, self._log, self._received),
             Connector(self._reactor, sockets, results, self._results_event, self._log),
@@ -227,7 +224,13 @@ class Seat:
         if event is Connection.MADE:
             self._line.flush()
         elif event is Connection.LOST:
+            self._speak(wire.VERSION)
             self.on(Event.SILENCE)
+
+    def _speak(self, version: int) -> None:
+        if version != self._line.version:
+            self._line.version = version
+            self._load.speak(version)
 
     def _results_event(self, event: Connection) -> None:
         if event is Connection.LOST and self.state in (State.READY, State.DRAINING):
@@ -261,9 +264,18 @@ class Seat:
             case wire.Ping():
                 pass
             case wire.Error():
-                self._log.error("the broker reports an error", code=message.code, text=message.text)
+                self._reported(message, wire.version_of(frames))
             case _:
                 self._refused("unknown", f"{type(message).__name__} is not for this worker")
+
+    def _reported(self, error: wire.Error, version: int) -> None:
+        """An error; or an older broker, which answers a registration that it does not understand in its own version."""
+        if self.state is State.JOINING and not error.request_id and version < self._line.version:
+            self._log.info("the broker speaks an older version of the protocol", version=version)
+            self._speak(version)
+            self._register()
+        else:
+            self._log.error("the broker reports an error", code=error.code, text=error.text)
 
     def _answered(self, known: bool) -> None:
         self._line.answers += 1

@@ -14,7 +14,7 @@ from lighttts import metrics
 from lighttts.errors import LightTTSError, Overloaded, ProtocolError
 from lighttts.logs import Logger
 from lighttts.transport import wire
-from lighttts.workers.compute import Compute, Parcel, pack
+from lighttts.workers.compute import Compute, Parcel, Speak, pack
 from lighttts.workers.outbox import Outbox
 from lighttts.workers.places import Places
 from lighttts.workers.stage import Stage, Work, failed, work_of
@@ -57,6 +57,7 @@ class Workload:
         self._log = log
         self._held: dict[Work, _Held] = {}
         self._generation = 0
+        self._version = wire.VERSION
         self._freed = 0
         self._retrying = False
 
@@ -81,6 +82,11 @@ class Workload:
         """Requests released since the last call: the credit to grant again."""
         freed, self._freed = self._freed, 0
         return freed
+
+    def speak(self, version: int) -> None:
+        """Has what is sent from now on encoded in a protocol version."""
+        self._version = version
+        self._compute.submit(Speak(self._seat, version))
 
     # ---- from the broker -----------------------------------------------------------------------------------------
 
@@ -136,7 +142,7 @@ class Workload:
         self._log.warning("message of the broker refused", why=why, request_id=work.request_id, attempt=work.attempt)
 
     def _reject(self, work: Work, error: LightTTSError) -> None:
-        self._outbox.add(pack(failed(work, self._stage.epoch, error), self._generation))
+        self._outbox.add(pack(failed(work, self._stage.epoch, error), self._generation, self._version))
         self._flush()
 
     # ---- to the broker -------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -34,6 +34,13 @@ ANYWHERE = Address("tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
 M = TypeVar("M", bound=wire.Message)
 
 
+def until(met: Callable[[], bool]) -> None:
+    """Asks whether a condition is met until it is."""
+    deadline = time.monotonic() + PATIENCE
+    while not met():
+        assert time.monotonic() < deadline, "it never came to that"
+
+
 class FakeBroker:
     """Answers heartbeats while `answers` is true and keeps everything else for the test to ask for, in order."""
 
@@ -50,6 +57,8 @@ class FakeBroker:
         self.knows = True
         self.reading = True
         """Whether results are taken off the socket."""
+        self.version = wire.VERSION
+        """Of the protocol; a newer one is not understood, and results in an older one are wrong."""
         self.beats: deque[wire.Heartbeat] = deque()
         self._control: deque[wire.Message] = deque()
         self._frames: deque[wire.Message] = deque()
@@ -65,7 +74,7 @@ class FakeBroker:
         self._pull.close()
 
     def send(self, message: wire.Message) -> None:
-        assert self._router.send(self.peer, wire.encode(message)) is Delivery.SENT
+        assert self._router.send(self.peer, wire.encode(message, self.version)) is Delivery.SENT
 
     def send_raw(self, *frames: bytes) -> None:
         assert self._router.send(self.peer, frames) is Delivery.SENT
@@ -138,11 +147,17 @@ class FakeBroker:
         if self._router.socket in ready:
             for peer, frames in self._router.receive(1000):
                 self.peer = peer
-                self._take(wire.decode(frames))
+                self._take(frames)
         if self._pull.socket in ready:
-            self._frames.extend(wire.decode(frames) for _, frames in self._pull.receive(1000))
+            for _, frames in self._pull.receive(1000):
+                assert wire.version_of(frames) == self.version
+                self._frames.append(wire.decode(frames))
 
-    def _take(self, message: wire.Message) -> None:
+    def _take(self, frames: list[bytes]) -> None:
+        if wire.version_of(frames) != self.version:
+            self.send(wire.Error("", "protocol", "that protocol version is not supported", "", False, 0))
+            return
+        message = wire.decode(frames)
         if not isinstance(message, wire.Heartbeat):
             self._control.append(message)
             return

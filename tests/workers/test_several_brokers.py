@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from lighttts.workers.outbox import Outbox
 from lighttts.workers.seat import Address
 from lighttts.workers.stage import Result, Stage, Work
 from tests.transport.keys import Keyring
-from tests.workers.fakes import BOOT, FOR_EVER_MS, PATIENCE, FakeBroker, Running, ScriptedStage, running, work
+from tests.workers.fakes import BOOT, FOR_EVER_MS, PATIENCE, FakeBroker, Running, ScriptedStage, running, until, work
 
 LONG = 100_000
 ELSEWHERE = Address("tcp://127.0.0.2:0", "tcp://127.0.0.2:0")
@@ -49,13 +48,6 @@ def both(stage: ScriptedStage) -> Iterator[tuple[Running, FakeBroker, FakeBroker
         for broker in brokers:
             broker.joined()
         yield worker, *brokers
-
-
-def until(met: Callable[[], bool]) -> None:
-    """Asks again and again, for it makes brokers and worker go on, whether a condition is met."""
-    deadline = time.monotonic() + PATIENCE
-    while not met():
-        assert time.monotonic() < deadline, "it never came to that"
 
 
 def waits(broker: FakeBroker, requests: int) -> None:
@@ -346,7 +338,7 @@ def test_a_broker_that_reads_slowly_is_not_one_that_takes_nothing() -> None:
     outbox = Outbox(narrow)
     assert not outbox.stands_still()
     for seq in range(3):
-        outbox.add(pack(Result(Work("a", 0), tokens("a", seq), ends=False), 0))
+        outbox.add(pack(Result(Work("a", 0), tokens("a", seq), ends=False), 0, wire.VERSION))
     for room, left in ((1, 2), (1, 1)):
         narrow.room = room
         outbox.flush()
@@ -423,6 +415,38 @@ def test_a_worker_joins_once_it_and_its_broker_agree_about_keys(
         healthy.regains(1)
         healthy.quiet()
     assert sum(log["event"] == mismatched for log in logs) == 2
+
+
+# ---- versions of the protocol ----
+
+
+def test_each_broker_is_spoken_to_in_a_version_it_understands(stage: ScriptedStage) -> None:
+    old, new = FakeBroker(), FakeBroker()
+    old.version = wire.OLDEST
+    with running(stage, old.address, new.address):
+        for broker in (old, new):
+            broker.joined()
+            broker.send(work("a", frames=20))
+            broker.send(wire.EncodeWork("b", 0, "not for this worker", "", "", b""))
+        for broker in (old, new):
+            assert broker.result(wire.StageFailed).request_id == "b"
+            assert len(broker.stream("a")) == 20
+            broker.regains(1)
+            broker.quiet()
+
+
+def test_a_broker_that_comes_back_as_a_newer_one_is_greeted_as_such(stage: ScriptedStage, address: Address) -> None:
+    broker = FakeBroker(address)
+    broker.version = wire.OLDEST
+    with running(stage, address):
+        broker.joined()
+        broker.send(work("a", LONG))
+        broker.result(wire.Tokens)
+        broker.close()
+        broker = FakeBroker(address)
+        broker.joined()
+        broker.send(work("b", frames=20))
+        assert len(broker.stream("b")) == 20
 
 
 # ---- leaving ----
