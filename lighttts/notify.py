@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 
@@ -16,14 +17,19 @@ def notify(*states: str) -> bool:
         return False
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        channel.setblocking(False)
-        try:
-            channel.connect(address)
-            channel.sendall("\n".join(states).encode())
-        except OSError:
-            return False
+    try:
+        _channel().sendto("\n".join(states).encode(), address)
+    except OSError:
+        return False
     return True
+
+
+@functools.cache
+def _channel() -> socket.socket:
+    """Made once: a watchdog must be told also while no descriptor is left."""
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    channel.setblocking(False)
+    return channel
 
 
 def watchdog_interval() -> float | None:

@@ -18,6 +18,7 @@ from tests.broker.peers import Peer
 from tests.pitfalls.rig import broker_process, told
 
 DESCRIPTORS = 320
+TOO_FEW = 56
 CROWD = 400
 
 
@@ -70,3 +71,26 @@ def test_a_crowd_takes_no_descriptor_that_the_broker_needs(sockets: Sockets, fol
             worker.hear(wire.Registered)
         assert is_served(Peer(sockets, f"tcp://127.0.0.1:{port}"))
         assert broker.poll() is None
+
+
+def test_a_broker_without_a_descriptor_left_serves_whom_it_has_and_recovers(sockets: Sockets) -> None:
+    ports = [free_port() for _ in range(3)]
+    settings = [
+        f"{name}=tcp://127.0.0.1:{port}" for name, port in zip(("clients", "workers", "results"), ports, strict=True)
+    ]
+    with broker_process(*settings, limit=f"ulimit -n {TOO_FEW}") as broker:
+        client = Peer(sockets, f"tcp://127.0.0.1:{ports[0]}")
+        assert is_served(client)
+        with contextlib.ExitStack() as crowd:
+            for port in ports:
+                come_in_numbers(port, crowd)
+            until = uptime(client) + 2.5
+            while uptime(client) < until:
+                assert broker.poll() is None
+        assert is_served(Peer(sockets, f"tcp://127.0.0.1:{ports[0]}"))
+        assert broker.poll() is None
+
+
+def uptime(client: Peer) -> float:
+    client.say(wire.GetStatus(1))
+    return client.hear(wire.Status).uptime_s
