@@ -48,8 +48,9 @@ chaos: setup-dev ## break everything: the matrix of faults, and 100,000 steps of
 	$(BIN)/python -m tests.broker.test_core_stateful --steps 100000
 	$(BIN)/python -m tests.chaos.matrix
 
-bench: setup ## the broker's relay against a bare ROUTER
-	$(BIN)/python benchmarks/broker_relay.py
+bench: setup ## the broker's relay against a bare ROUTER: frames a second, and milliseconds
+	$(BIN)/python -m benchmarks.broker_relay
+	$(BIN)/python -m benchmarks.broker_latency
 
 listener: .listener/base/model.bin ## Whisper base, to measure word error rates with
 .listener/base/model.bin:
