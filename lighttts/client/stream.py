@@ -107,7 +107,7 @@ class Stream:
         self._window = window
         self._moved = now
         accepted = self._synth is None
-        self._may_send_again = not accepted
+        self._may_send_again = True
         credit = self._intake.open(window)
         self._emit(Send(Resume(self.id, accepted, self._intake.received, self._intake.rows, credit)))
         self._enter(Phase.STREAMING if accepted else Phase.ASKED)

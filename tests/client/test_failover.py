@@ -21,7 +21,7 @@ from lighttts.client.silence import Patience
 from lighttts.errors import AccessDenied, ConfigError, Unavailable, UnknownRequest
 from lighttts.transport.security import Domain, Guard
 from lighttts.transport.transport import Sockets
-from lighttts.transport.wire import OLDEST, Hello, ListVoices, Resume, Synth, version_of
+from lighttts.transport.wire import OLDEST, Cancel, Hello, ListVoices, Resume, Synth, encode, version_of
 from tests.client.fake_broker import (
     RATE,
     FakeBroker,
@@ -218,6 +218,22 @@ def begin_only_from(first: FakeBroker, end: int) -> Handler:
         going_on_from(first)(broker, peer, replace(message, credit=end - message.seq))
 
     return handler
+
+
+def test_what_was_still_to_be_sent_to_one_broker_is_not_sent_to_the_next() -> None:
+    first, second = FakeBroker(), FakeBroker(voices=("b",))
+    with two(first, second) as client:
+        client.voices()
+        loop = client._loop
+
+        def leave_with_something_unsent() -> None:
+            loop._outbox.append(encode(Cancel("a request of the first")))
+            loop._connect(second.endpoint)
+
+        loop._reactor.post(leave_with_something_unsent)
+        while client.voices() != ("b",):
+            pass
+        assert (type(second.received[0]), second.all(Cancel)) == (Hello, [])
 
 
 # ---- a broker that stops answering ----
