@@ -18,10 +18,11 @@ from lighttts.transport.security import Proof
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import Sockets
 from lighttts.workers.compute import Compute, Parcel
+from lighttts.workers.connector import Address
 from lighttts.workers.membership import Event, State
 from lighttts.workers.places import Places
 from lighttts.workers.report import Report
-from lighttts.workers.seat import Address, Seat, Shared
+from lighttts.workers.seat import Seat, Shared
 from lighttts.workers.stage import Boot, Stage
 
 COMPUTE_STOP = 5.0

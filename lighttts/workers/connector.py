@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lighttts.errors import LightTTSError
 from lighttts.logs import Logger
@@ -13,6 +13,13 @@ from lighttts.transport.watch import Connection, connection_event
 
 REOPEN = 1.0
 """Seconds after a mismatch until another socket is opened: the broker may have got keys, or this worker."""
+
+
+class Address(NamedTuple):
+    """A broker's endpoints for workers."""
+
+    workers: str
+    results: str
 
 
 class Sender(Protocol):
@@ -45,6 +52,8 @@ class Connector:
         self._received = received
         self._told: set[str] = set()
         self._reopening = False
+        self.connected = False
+        """Whether the connection stands."""
         self._link, self._events = open()
         self._start()
 
@@ -61,7 +70,10 @@ class Connector:
         event = connection_event(frames)
         match event:
             case Connection.MADE:
+                self.connected = True
                 self._told.clear()
+            case Connection.LOST:
+                self.connected = False
             case Connection.REFUSED:
                 self._tell("the broker ended the handshake: it does not take this worker's key, or is restarting")
             case Connection.MISMATCHED:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from lighttts import metrics
 from lighttts.errors import ProtocolError
@@ -20,7 +19,7 @@ from lighttts.transport.reactor import Reactor
 from lighttts.transport.transport import Sockets
 from lighttts.transport.watch import Connection
 from lighttts.workers.compute import Compute, Parcel
-from lighttts.workers.connector import Connector
+from lighttts.workers.connector import Address, Connector
 from lighttts.workers.control import ControlLine
 from lighttts.workers.membership import FAREWELL_TIMEOUT, Action, Event, Membership, State
 from lighttts.workers.outbox import Outbox
@@ -31,13 +30,6 @@ from lighttts.workers.workload import Workload
 LONG_STEP = 1.0
 """Seconds in one engine step after which the worker does not offer itself to a broker until the step has ended."""
 _SHORTEST_BEAT = 0.01
-
-
-class Address(NamedTuple):
-    """A broker's endpoints for workers."""
-
-    workers: str
-    results: str
 
 
 @dataclass(frozen=True)
@@ -65,14 +57,14 @@ class Seat:
         self._places, self._reactor = shared.places, shared.reactor
         self._changed = changed
         self._log = get_logger(stage=self._stage.name, worker=self._boot.worker, broker=address.workers)
-        control, results = self._connect(shared.sockets)
+        control, self._results = self._connect(shared.sockets)
         self._line = ControlLine(control)
         self._load = Workload(
             number,
             self._stage,
             self._compute,
             self._places,
-            Outbox(results),
+            Outbox(self._results),
             later=self._reactor.after,
             changed=self._load_changed,
             log=self._log,
@@ -168,8 +160,10 @@ class Seat:
                 pass
 
     def _register(self) -> None:
-        # An engine that has not let go of what it had for this broker, or is stuck, is not ready for more.
-        self._to_register = not self._load.clean or self._compute.stuck_for() > LONG_STEP
+        # An engine that has not let go of what it had for this broker, or is stuck, is not ready for more; and work
+        # whose results cannot leave would only hold it up.
+        free = self._load.clean and self._compute.stuck_for() <= LONG_STEP
+        self._to_register = not (free and self._results.connected)
         if self._to_register:
             self._line.void()
         else:
@@ -235,6 +229,8 @@ class Seat:
     def _results_event(self, event: Connection) -> None:
         if event is Connection.LOST and self.state in (State.READY, State.DRAINING):
             self.on(Event.SILENCE)
+        elif event is Connection.MADE and self._to_register:
+            self._register()
 
     # ---- from the broker -----------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from lighttts.metrics import HealthServer
 from lighttts.transport.keyfiles import KeyFolder, Role
 from lighttts.transport.security import Proof
 from lighttts.workers.base import Worker
-from lighttts.workers.seat import Address
+from lighttts.workers.connector import Address
 from lighttts.workers.stage import Boot, Stage
 
 

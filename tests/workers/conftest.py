@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lighttts.workers.seat import Address
+from lighttts.workers.connector import Address
 from tests.workers.fakes import OPEN, FakeBroker, Running, ScriptedStage, running
 
 

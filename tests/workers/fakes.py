@@ -12,12 +12,13 @@ from typing import TypeVar
 import numpy as np
 import zmq
 
+from lighttts.errors import ConfigError
 from lighttts.transport import wire
 from lighttts.transport.security import Domain, Guard, Proof
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import Delivery, Sockets
 from lighttts.workers.base import Worker
-from lighttts.workers.seat import Address
+from lighttts.workers.connector import Address
 from lighttts.workers.stage import Boot, Result, Stage, Work
 
 PATIENCE = 30.0
@@ -68,10 +69,18 @@ class FakeBroker:
             self._closed = True
             self._sockets.close()
 
-    def close_results(self) -> None:
-        """Loses the connection for results alone."""
-        self.reading = False
+    def lose_results(self) -> None:
+        """Breaks the connection for results alone; another can be made."""
         self._pull.close()
+
+        def bound() -> bool:
+            try:
+                self._pull = self._sockets.pull(self.address.results, Domain.RESULTS)
+            except ConfigError:
+                return False
+            return True
+
+        until(bound)
 
     def send(self, message: wire.Message) -> None:
         assert self._router.send(self.peer, wire.encode(message, self.version)) is Delivery.SENT

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from lighttts.transport import wire
 from lighttts.workers import base, membership
-from lighttts.workers.seat import Address
+from lighttts.workers.connector import Address
 from tests.workers.fakes import BOOT, PATIENCE, FakeBroker, Running, ScriptedStage, running, work
 
 LONG = 100_000

@@ -15,11 +15,11 @@ from lighttts.transport import wire
 from lighttts.transport.keyfiles import Role
 from lighttts.transport.security import Guard
 from lighttts.transport.sockets import SocketOptions
-from lighttts.transport.transport import Delivery, Frames
+from lighttts.transport.transport import Delivery, Frames, Sockets
 from lighttts.workers import base, connector, membership, seat
 from lighttts.workers.compute import pack
+from lighttts.workers.connector import Address
 from lighttts.workers.outbox import Outbox
-from lighttts.workers.seat import Address
 from lighttts.workers.stage import Result, Stage, Work
 from tests.transport.keys import Keyring
 from tests.workers.fakes import BOOT, FOR_EVER_MS, PATIENCE, FakeBroker, Running, ScriptedStage, running, until, work
@@ -353,14 +353,31 @@ def test_a_broker_that_reads_slowly_is_not_one_that_takes_nothing() -> None:
     assert not outbox.stands_still()
 
 
-def test_a_broker_whose_connection_for_results_breaks_is_joined_anew(
-    broker: FakeBroker, stage: ScriptedStage, worker: Running
+def test_a_broker_whose_connection_for_results_breaks_is_joined_anew(stage: ScriptedStage) -> None:
+    broker = FakeBroker(ELSEWHERE)
+    with running(stage, broker.address):
+        broker.joined()
+        broker.send(work("a", LONG))
+        broker.result(wire.Tokens)
+        broker.lose_results()
+        assert broker.joined().credit == stage.capacity
+    assert names(stage.freed) == {("a", 0)}
+
+
+def test_a_worker_does_not_offer_itself_where_its_results_cannot_go(
+    stage: ScriptedStage, address: Address, tmp_path: Path
 ) -> None:
-    broker.joined()
-    broker.send(work("a", LONG))
-    broker.result(wire.Tokens)
-    broker.close_results()
-    assert broker.registered().epoch == BOOT.epoch
+    other = FakeBroker()
+    broker = FakeBroker(Address(address.workers, f"ipc://{tmp_path}/elsewhere"))
+    with running(stage, address, other.address):
+        other.joined()
+        for _ in range(10):
+            other.beat()
+            broker.pump(1)
+        assert not broker._control
+        with Sockets(SocketOptions(linger_ms=0)) as sockets:
+            sockets.pull(address.results)
+            broker.joined()
 
 
 def test_a_worker_whose_engine_is_in_a_long_step_does_not_offer_itself_to_a_broker_that_comes(
@@ -426,10 +443,10 @@ def test_each_broker_is_spoken_to_in_a_version_it_understands(stage: ScriptedSta
     with running(stage, old.address, new.address):
         for broker in (old, new):
             broker.joined()
-            broker.send(work("a", frames=20))
             broker.send(wire.EncodeWork("b", 0, "not for this worker", "", "", b""))
-        for broker in (old, new):
             assert broker.result(wire.StageFailed).request_id == "b"
+            broker.send(work("a", frames=20))
+        for broker in (old, new):
             assert len(broker.stream("a")) == 20
             broker.regains(1)
             broker.quiet()
