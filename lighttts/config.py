@@ -20,6 +20,8 @@ from lighttts.transport.endpoints import connectable
 
 ENV_PREFIX = "LIGHTTTS_"
 CONFIG_MAX_BYTES = 1 << 20
+HOLDS_PASSWORD = "broker.state"
+"""The key whose value no error shows."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.+")]
@@ -199,13 +201,22 @@ def _read_file(path: Path) -> dict[str, object]:
         tree = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"configuration file {path} is not valid YAML: {error.reason} for UTF-8") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration file {path} is not valid YAML{_where(error)}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration file {path} must hold sections such as 'broker:' with keys under them")
     return {str(key): value for key, value in tree.items()}
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """What is wrong, and in which line; not what it says there, which may be a password."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ""
+    return f", line {error.problem_mark.line + 1}: {error.problem}"
 
 
 def _assign(tree: dict[str, object], path: list[str], text: str, source: str) -> None:
@@ -224,6 +235,8 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     name = ".".join(path)
+    if name == HOLDS_PASSWORD:
+        return f"{name} is no address of a state store: {first['msg'][0].lower()}{first['msg'][1:]}"
     if first["type"] != "extra_forbidden":
         return f"{name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
     near = difflib.get_close_matches(name, known_keys(), n=1, cutoff=0.0)

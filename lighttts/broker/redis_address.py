@@ -10,6 +10,7 @@ TLS is spoken to both. Special characters in names and passwords are percent-enc
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -62,7 +63,16 @@ def redis_at(url: str) -> Redis:
         scheme, _, rest = url.partition("://")
         return _sentinel(scheme, rest) if scheme.endswith("+sentinel") else _direct(url)
     except ValueError as error:
-        raise ConfigError(f"broker.state is not a Redis address: {error}", field="broker.state") from error
+        why = str(error) if _harmless(str(error), url) else "percent-encode what is special in user and password"
+        raise ConfigError(f"broker.state is not a Redis address: {why}", field="broker.state") from None
+
+
+def _harmless(text: str, url: str) -> bool:
+    """Whether `text` shows no part of a password in `url`, that is of what stands before its last @ or after
+    ``password=``: unencoded, such parts are taken for a port, a path or an option."""
+    credentials, _, rest = url.partition("://")[2].rpartition("@")
+    parts = re.split(r"[:/?#&=,@]", f"{credentials}&{rest.partition('password=')[2]}")
+    return not any(part in text for part in parts if part)
 
 
 def connect(url: str) -> Redis:

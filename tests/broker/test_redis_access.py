@@ -72,6 +72,25 @@ def test_an_address_that_is_none_says_what_is_wrong_with_it(url: str, says: str)
         redis_at(url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:hush/7@box:6379/0",
+        "redis://user:hush?7@box:6379/0",
+        "redis://:hush#7@box:6379/0",
+        "unix://user:x?hush=7@/run/redis.sock",
+        "redis+sentinel://user:hush/7@one:26379/speech/0",
+        "redis+sentinel://user:x/speech/hush@one:26379/speech",
+        "redis+sentinel://one:26379/speech?sentinel_password=x&hush=7",
+    ],
+)
+def test_a_password_that_is_not_encoded_is_not_shown_in_parts(url: str) -> None:
+    with pytest.raises(ConfigError, match="is not a Redis address") as caught:
+        redis_at(url)
+    assert "hush" not in caught.value.text
+    assert caught.value.__suppress_context__
+
+
 def test_a_database_is_chosen_by_its_number(redis_server: RedisServer, told: Told) -> None:
     assert serves(f"{redis_server.url}?db=5", told)
     with redis_server.client() as look:

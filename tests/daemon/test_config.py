@@ -99,3 +99,20 @@ def test_a_broken_file_is_refused_with_its_path(tmp_path: Path, content: bytes, 
 def test_a_missing_file_is_refused_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml cannot be read: No such file"):
         load_config(tmp_path / "absent.yaml", environ={})
+
+
+@pytest.mark.parametrize("state", ["redis//:hush@host", "http://user:hush@host", "[hush]"])
+def test_a_state_store_s_password_is_not_shown(state: str) -> None:
+    with pytest.raises(ConfigError, match=r"broker\.state is no address") as caught:
+        load_config(overrides=[f"broker.state={state}"], environ={})
+    assert "hush" not in caught.value.text
+    assert caught.value.__suppress_context__
+
+
+def test_a_file_that_is_not_valid_says_in_which_line_but_not_what_stands_there(tmp_path: Path) -> None:
+    path = tmp_path / "lighttts.yaml"
+    path.write_text('broker:\n  state: redis://:hush@host\n  clients: "tcp: [hush\n')
+    with pytest.raises(ConfigError, match=r"not valid YAML, line 4: ") as caught:
+        load_config(path, environ={})
+    assert "hush" not in caught.value.text
+    assert caught.value.__suppress_context__
