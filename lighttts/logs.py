@@ -27,7 +27,7 @@ def configure(service: str, config: LogConfig) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [_printable, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
         else [_traceback_without_locals, structlog.processors.JSONRenderer()]
     )
@@ -41,6 +41,15 @@ def configure(service: str, config: LogConfig) -> None:
     structlog.contextvars.bind_contextvars(service=service)
     logging.captureWarnings(True)
     logging.basicConfig(level=logging.WARNING, handlers=[_ToStructlog()], force=True)
+
+
+def _printable(_logger: object, _level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escapes what a terminal would obey: names and ids come from whoever is connected. JSON escapes it anyway."""
+    return {key: _escaped(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _escaped(text: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 class _ToStructlog(logging.Handler):

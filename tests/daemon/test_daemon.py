@@ -37,6 +37,20 @@ except ValueError:
 """
 
 
+LOG_ESCAPES = """
+from lighttts import logs
+from lighttts.config import LogConfig
+logs.configure("llm", LogConfig(format="console"))
+logs.get_logger().warning("messages refused", latest="\\x1b]0;title\\x07")
+"""
+
+
+def test_what_a_terminal_would_obey_is_escaped() -> None:
+    result = subprocess.run([sys.executable, "-c", LOG_ESCAPES], capture_output=True, text=True, check=True)
+    assert "\\x1b]0;title\\x07" in result.stderr
+    assert "\x1b]0" not in result.stderr
+
+
 def test_logs_are_json_lines_without_the_values_of_locals() -> None:
     result = subprocess.run([sys.executable, "-c", LOG_AND_WARN], capture_output=True, text=True, check=True)
     made, warned, failed = (json.loads(line) for line in result.stderr.splitlines())
@@ -93,6 +107,7 @@ def test_health_and_metrics_are_served() -> None:
     healthy = True
     server = HealthServer(0, lambda: (healthy, "serving" if healthy else "no broker"))
     try:
+        assert server._server.server_address[0] == "127.0.0.1"
         base = f"http://127.0.0.1:{server.port}"
         assert _get(f"{base}/healthz") == (200, "serving\n")
         healthy = False

@@ -205,6 +205,16 @@ def test_garbage_instead_of_a_handshake_harms_nobody(broker: Broker, keys: Keyri
     assert broker.admits(keys.admitted(Role.CLIENT if domain is Domain.CLIENTS else Role.WORKER, "somebody"), domain)
 
 
+def test_a_handshake_that_is_not_finished_in_time_is_ended(keys: Keyring) -> None:
+    with Sockets(SocketOptions(handshake_ms=200), Guard(keys.broker, print)) as sockets:
+        host, _, port = sockets.router(ANY_PORT, Domain.CLIENTS).endpoint.removeprefix("tcp://").partition(":")
+        with socket.create_connection((host, int(port))) as raw:
+            raw.settimeout(PATIENCE_S)
+            raw.sendall(GREETING)
+            while raw.recv(4096):
+                pass
+
+
 # ---- rotation ----
 
 
