@@ -414,7 +414,7 @@ def test_a_worker_joins_once_it_and_its_broker_agree_about_keys(
     broker = FakeBroker(ELSEWHERE, guard=guards[0])
     healthy = FakeBroker(guard=guards[1])
     brokers = broker.address, healthy.address
-    with capture_logs() as logs, running(stage, *brokers, proof=proof if guards[1] else None):
+    with capture_logs() as logs, running(stage, *brokers, proof=proof if guards[1] else None) as worker:
         healthy.joined()
         mismatched = "the handshake failed: broker and worker both need security.keys, of one broker, or neither"
 
@@ -431,6 +431,8 @@ def test_a_worker_joins_once_it_and_its_broker_agree_about_keys(
             assert [frame.seq for frame in each.stream("a")] == [0, 1, 2]
         healthy.regains(1)
         healthy.quiet()
+        sockets_and_their_events = 2 * len(brokers) * 2
+        assert len(worker.worker._sockets._open) == sockets_and_their_events
     assert sum(log["event"] == mismatched for log in logs) == 2
 
 
