@@ -45,6 +45,7 @@ class Clients:
         self._workers = board.workers
         self._dispatcher = dispatcher
         self._endings = endings
+        self._resumption = resumption
         self._slow = SlowClients(board.requests, endings, board.settings.slow_client_s)
         self._handlers: dict[type[Message], Callable[..., None]] = {
             Hello: self._hello,
@@ -120,10 +121,13 @@ class Clients:
         if request:
             request.outbox.credit = min(request.outbox.credit + message.frames, self._settings.max_credit)
             self._endings.settle(request, now)
+        else:
+            self._resumption.credit(client, message.request_id, message.frames)
 
     def _cancel(self, client: bytes, message: Cancel, now: float) -> None:
         request = self._requests.owned(client, message.request_id)
         if request is None:
+            self._resumption.cancel(client, message.request_id)
             refuse(self._step, client, message.request_id, Cancelled("there is no such request any more"))
         elif request.state not in CLOSED:
             self._endings.fail(request, Cancelled("the request was cancelled"), now)

@@ -15,6 +15,9 @@ OFFER_INTERVAL_S = 2.0
 """Seconds without an acknowledgement after which `End` or `Error` is sent again."""
 OFFER_LIMIT_S = 30.0
 """Seconds after which a client that does not acknowledge is given up."""
+MOST = 2
+"""Live requests at most, and ended ones, in multiples of `max_requests`: a broker may have to take over all those of
+another, and where many end at the same time each client must be told."""
 LINE_BYTES = 4000
 NAME_BYTES = 128
 
@@ -29,6 +32,7 @@ class Endings:
         self._dispatcher = dispatcher
         self.completed = 0
         self.failed = 0
+        self.parked = 0
 
     def complete(self, request: Request, now: float) -> None:
         """All output of `request` is in its outbox: `End` follows it."""
@@ -82,6 +86,7 @@ class Endings:
         self._dispatcher.withdraw(request)
         self._step.log("info", "request parked", request_id=request.id, state=request.state.value)
         self._step.observe(Metric.PARKED)
+        self.parked += 1
         request.move(State.PARKED, now)
         request.outbox.clear()
         self._board.prompts.free(request.drop_prompt())
@@ -129,7 +134,7 @@ class Endings:
             frames=request.flow.frames,
         )
         request.log = TokenLog()
-        if len(self._requests.closing) > self._board.settings.max_requests:
+        if len(self._requests.closing) > MOST * self._board.settings.max_requests:
             self.forget(next(iter(self._requests.closing.values())), now)
 
     def _measure(self, request: Request, now: float) -> None:

@@ -8,23 +8,25 @@ Speech is decoded again from the request's first token, without a word of what t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
-from lighttts.broker.endings import Endings, refuse
+from lighttts.broker.endings import MOST, Endings, refuse
 from lighttts.broker.instructions import DeleteRequest, Fetch, Metric, ReleaseRequest, Reply
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.requests import Flow, Request, State
 from lighttts.broker.state import Claim, Found, Saved
 from lighttts.errors import LightTTSError, Overloaded, UnknownRequest
-from lighttts.transport.wire import Encoded, Resume, Synth, Tokens, decode
+from lighttts.transport.wire import STAGES, Encoded, Resume, Synth, Tokens, decode
 
 FETCH_INTERVAL_S = 0.2
 FETCH_LIMIT_S = 10.0
 """Seconds after which a record that cannot be had is given up: longer than any lease."""
-MOST = 2
-"""Requests at most, in multiples of `max_requests`: a broker may have to take over all of another's."""
+
+ATTEMPTS_A_LIFE = 64
+LIVES = 2**16 // ATTEMPTS_A_LIFE
+"""Requests parked after which attempts are numbered as before: by then no result is on its way any more."""
 
 
 @dataclass(slots=True)
@@ -67,9 +69,24 @@ class Resumption:
         self._asked[message.request_id] = Asked(client, message, now, now)
         self._step.add(Fetch(message.request_id))
 
+    def credit(self, client: bytes, request_id: str, frames: int) -> None:
+        """A client that waits for its request to go on grants more."""
+        asked = self._asked.get(request_id)
+        if asked and asked.client == client:
+            asked.message = replace(asked.message, credit=asked.message.credit + frames)
+
+    def cancel(self, client: bytes, request_id: str) -> None:
+        """A client does not wait for its request any longer."""
+        asked = self._asked.get(request_id)
+        if asked and asked.client == client:
+            del self._asked[request_id]
+
     def fetched(self, request_id: str, found: Found, now: float) -> None:
         """The record has come, or there is none, or it cannot be had now."""
         asked = self._asked.get(request_id)
+        if asked is None and isinstance(found, Saved) and request_id not in self._board.requests:
+            # It is this broker's now, and nobody waits for it any more.
+            self._step.add(DeleteRequest(request_id))
         if asked is None or found is Claim.FOREIGN:
             return
         del self._asked[request_id]
@@ -116,6 +133,8 @@ class Resumption:
         outbox = Outbox(Channel.CLIENTS, asked.client, self._board.output, min(message.credit, settings.max_credit))
         deadline = received + (synth.deadline_ms / 1000 or settings.deadline_s)
         request = Request(message.request_id, asked.client, synth, outbox, received, deadline, State.ADMITTED)
+        # Late results of the attempts before this broker parked it are none of those that follow.
+        request.attempts = dict.fromkeys(STAGES, self._endings.parked % LIVES * ATTEMPTS_A_LIFE)
         request.accepted = message.accepted
         request.flow = Flow(frames=message.seq, rows=message.rows, heard=None, last_at=now, plays_until=now)
         if saved.encoded:

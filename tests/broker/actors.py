@@ -6,6 +6,7 @@ it, can tell every token and every sample from any other.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,8 @@ class Pick(Protocol):
 
 ROWS_A_TOKEN = {"audio": 4, "mel": 2}
 SPEECH_IDS = 6561
+PATIENCE_S = 10.0
+"""Seconds that a broker must keep what a client without a connection has asked for."""
 
 
 def speech_tokens(request_id: str, sentence: int, length: int) -> list[int]:
@@ -131,7 +134,7 @@ class Speech:
         return wire.Audio(*head, array) if work.output == "audio" else wire.Mel(*head, array[:, None].repeat(80, 1))
 
 
-@dataclass
+@dataclass(repr=False)
 class FakeWorker:
     """What a worker knows; `granted` is credit given and not used up by work.
 
@@ -153,6 +156,9 @@ class FakeWorker:
     joining: int = 0
     """Registrations that are not answered yet."""
 
+    def __repr__(self) -> str:
+        return self.identity.decode()
+
     @property
     def loss(self) -> tuple[bytes, int]:
         """What stands for losing this registration of it."""
@@ -162,6 +168,12 @@ class FakeWorker:
     def working(self) -> bool:
         """Whether its engine runs."""
         return self.alive and not self.silent and not self.hung
+
+    def lose_broker(self) -> None:
+        """The broker is gone, and with it what was on its way: nothing of that is worked on any longer."""
+        self.jobs.clear()
+        self.results.clear()
+        self.granted = self.joining = 0
 
     def advance(self, request_id: str, pick: Pick) -> bool:
         """One step of one job; True when that was its last."""
@@ -195,11 +207,18 @@ class FakeRequest:
     frames: int = 0
     heard: int = 0
     last_word: Message | None = None
+    accepted: bool = False
     gone: bool = False
     cancelled: bool = False
+    severed: float = math.inf
+    """When its connection last broke."""
+    forgotten: bool = False
+    """The broker that knew it died too early, or it failed while nobody listened."""
     refused_by_store: bool = False
     spoiled: bool = False
     """A worker sent something wrong for it."""
+    failures: int = 0
+    """How often a worker has said that it cannot do its part."""
     losses: set[tuple[bytes, int]] = field(default_factory=set)
     """Workers, by name and registration, that may have had it when they were lost."""
 
@@ -223,8 +242,9 @@ class FakeRequest:
                 "deadline_exceeded": now >= self.asked + deadline,
                 "no_worker": waited_in_vain,
                 "unavailable": self.refused_by_store,
-                "overloaded": not self.frames,
-                "worker_failed": self.spoiled or len(self.losses) > 1,
+                "overloaded": not self.frames or self.severed < now,
+                "unknown_request": self.forgotten or now - self.severed >= PATIENCE_S,
+                "worker_failed": self.spoiled or (self.failures > 0 and len(self.losses) > 1),
                 "poison": len(self.losses) > 1,
                 "internal": self.spoiled,
             }
@@ -232,6 +252,13 @@ class FakeRequest:
             self.last_word = message
         else:
             assert isinstance(message, wire.Accepted)
+            assert not self.accepted, "accepted twice"
+            self.accepted = True
+
+    def resume(self, credit: int) -> wire.Resume:
+        """It has a connection again, and room for `credit` frames."""
+        self.credit = self.frames + credit
+        return wire.Resume(self.id, self.accepted, self.frames, self.heard, credit)
 
     def _hear(self, message: wire.Tokens | wire.Mel | wire.Audio) -> None:
         assert message.seq == self.frames, "a frame lost or repeated"

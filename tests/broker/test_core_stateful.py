@@ -4,7 +4,8 @@ promises.
 A client hears each sample once and in order, against credit it gave, then exactly one last word: `End` after the whole,
 or an error for which there was a reason. Whoever goes on with another worker's work is given exactly what was done. A
 worker gets no more work than it granted. No request is lost: each is stored, queued, held by a worker, or waits for its
-client, until its deadline at the latest. In the end nothing is left of any of them.
+client, until its deadline at the latest. So it is when connections of clients break and when the broker dies: clients
+come back, to it or to the next one, and go on. In the end nothing is left of any of them.
 
     python -m tests.broker.test_core_stateful --steps 100000        # the long form
 """
@@ -27,15 +28,20 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from lighttts.broker.endings import MOST
+from lighttts.broker.instructions import Fetch
 from lighttts.broker.outbox import Channel
 from lighttts.broker.requests import State
 from lighttts.errors import Unavailable
 from lighttts.transport import wire
 from lighttts.transport.wire import STAGES, Message
 from tests.broker.actors import FakeRequest, FakeWorker, Pick, Speech
-from tests.broker.harness import Harness, raw, synth
+from tests.broker.harness import raw, synth
+from tests.broker.mortal import MortalHarness
 
-CLIENTS = (b"c0", b"c1")
+CLIENTS = ("c0", "c1")
+MOST_REQUESTS = 6
+MOST_CREDIT = 256
 DEADLINE_S = 30.0
 MOST_WORKERS = 8
 RUN = 10
@@ -54,9 +60,14 @@ class Broker(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.harness = Harness(
-            durable=True, deadline_s=DEADLINE_S, no_worker_s=8.0, expiry_s=3.0, stall_s=3.0, max_requests=6
+        self.harness = MortalHarness(
+            deadline_s=DEADLINE_S, no_worker_s=8.0, expiry_s=3.0, stall_s=3.0, max_requests=MOST_REQUESTS
         )
+        self.connections: dict[str, bytes] = {}
+        """The routing id of each client that has a connection."""
+        self.broken: list[bytes] = []
+        """Routing ids whose connection broke, which the broker has not noticed."""
+        self.connected = self.logged = 0
         self.workers: dict[bytes, FakeWorker] = {}
         self.requests: dict[str, FakeRequest] = {}
         self.boots = 0
@@ -90,6 +101,8 @@ class Broker(RuleBasedStateMachine):
         """What happens by itself. Results of the dead, the silent and the replaced arrive too, at any time later."""
         return [
             *(partial(self._stored, request_id) for request_id in self.harness.unanswered),
+            *(partial(self._fetched, fetch) for fetch in self.harness.fetches),
+            *([self._catch_up] if self.harness.store.late else []),
             *(
                 partial(self._advance, worker, request_id)
                 for worker in self.workers.values()
@@ -101,9 +114,13 @@ class Broker(RuleBasedStateMachine):
 
     def _events(self) -> list[Action]:
         usual = [self._ask, self._give_credit, self._acknowledge, self._boot, self._grant_more, self._wait, self._wake]
+        usual += [self._come_back] * 2
         troubles = [
             self._cancel,
             self._vanish,
+            *[self._break_connection] * 2,
+            self._notice,
+            self._crash,
             *[self._register_again] * 3,
             self._repeat_a_result,
             self._fail_a_job,
@@ -122,52 +139,108 @@ class Broker(RuleBasedStateMachine):
 
     def _ask(self, pick: Pick) -> None:
         client, output, credit = pick(CLIENTS), pick(wire.OUTPUTS), pick(range(21))
+        self._connect(client, pick)
         lengths = tuple(pick(range(1, 5)) for _ in range(pick(range(1, 4))))
         request = FakeRequest(f"r{len(self.requests)}", client, output, lengths, credit, self.harness.now)
         # A worker that is dead already takes what it is sent with it, until the broker notices.
         request.losses = {worker.loss for worker in self.workers.values() if not worker.working}
         self.requests[request.id] = request
-        self.harness.gone.discard(client)
         self._say(request, synth(request.id, output=output, credit=credit))
 
     def _give_credit(self, pick: Pick) -> None:
-        if open_ := [request for request in self.requests.values() if not request.last_word and not request.gone]:
+        if open_ := [request for request in self._heard_of() if not request.last_word]:
             request, frames = pick(open_), pick(range(1, 21))
             request.credit += frames
             self._say(request, wire.Credit(request.id, frames))
 
     def _cancel(self, pick: Pick) -> None:
-        if known := [request for request in self.requests.values() if not request.gone]:
-            request = pick(known)
-            if request.id in self.harness.core._board.requests:
-                request.cancelled = True
-                self._say(request, wire.Cancel(request.id))
+        if open_ := [request for request in self._heard_of() if not request.last_word]:
+            request = pick(open_)
+            request.cancelled = True
+            self._say(request, wire.Cancel(request.id))
 
     def _acknowledge(self, pick: Pick) -> None:
-        if ended := [request for request in self.requests.values() if request.last_word and not request.gone]:
+        if ended := [request for request in self._heard_of() if request.last_word]:
             request = pick(ended)
             self._say(request, wire.EndAck(request.id))
 
+    def _heard_of(self) -> list[FakeRequest]:
+        """The requests whose client is there and has a connection."""
+        return [
+            request for request in self.requests.values() if not request.gone and request.client in self.connections
+        ]
+
     def _vanish(self, pick: Pick) -> None:
         client = pick(CLIENTS)
-        self.harness.gone.add(client)
+        self._disconnect(client)
         for request in self.requests.values():
             request.gone = request.gone or request.client == client
+        self._notice(pick)
         self.harness.carry_out(self.harness.core.tick(self.harness.now))
 
+    def _break_connection(self, pick: Pick) -> None:
+        self._disconnect(pick(CLIENTS))
+
+    def _disconnect(self, client: str) -> None:
+        """Nothing more comes to the client there. What it had cancelled it does not care about any longer."""
+        if identity := self.connections.pop(client, None):
+            self.broken.append(identity)
+        for request in self.requests.values():
+            if request.client == client and not request.last_word:
+                request.severed = self.harness.now
+                request.gone = request.gone or request.cancelled
+
+    def _notice(self, pick: Pick) -> None:
+        """What is sent to lost connections shows from now on that nobody is there."""
+        self.harness.gone.update(self.broken)
+        self.broken.clear()
+
+    def _come_back(self, pick: Pick) -> None:
+        self._connect(pick(CLIENTS), pick)
+
+    def _connect(self, client: str, pick: Pick) -> None:
+        """The client has a connection, if need be a new one, and goes on with what it had asked for."""
+        if client in self.connections:
+            return
+        self.connected += 1
+        self.connections[client] = f"{client}#{self.connected}".encode()
+        for request in self._heard_of():
+            if request.client == client and not request.last_word:
+                self._say(request, request.resume(pick(range(21))))
+
     def _talk_nonsense(self, pick: Pick) -> None:
-        peer, frames = pick(CLIENTS) + b"?", [bytes(pick(range(256)) for _ in range(pick(range(8))))] * pick(range(4))
+        peer, frames = b"nobody", [bytes(pick(range(256)) for _ in range(pick(range(8))))] * pick(range(4))
         for hear in (self.harness.core.client_message, self.harness.core.worker_message):
             self.harness.carry_out(hear(peer, frames, self.harness.now))
         self.harness.carry_out(self.harness.core.result(frames, self.harness.now))
 
     def _say(self, request: FakeRequest, message: Message) -> None:
         core, now = self.harness.core, self.harness.now
-        self.harness.carry_out(core.client_message(request.client, raw(message), now))
+        self.harness.carry_out(core.client_message(self.connections[request.client], raw(message), now))
 
-    # ---- the store -----------------------------------------------------------------------------------------------
+    # ---- the broker and its store --------------------------------------------------------------------------------
+
+    def _crash(self, pick: Pick) -> None:
+        """The broker dies, with all that its store has not come to; every connection breaks."""
+        unstored, holed = self.harness.restart()
+        for client in CLIENTS:
+            self._disconnect(client)
+        self.broken.clear()
+        for request in self.requests.values():
+            request.forgotten |= request.id in unstored or (request.output == "tokens" and request.id in holed)
+        for worker in self.workers.values():
+            worker.lose_broker()
+        self.missed = True
+
+    def _catch_up(self, pick: Pick) -> None:
+        self.harness.store.catch_up()
+
+    def _fetched(self, fetch: Fetch, pick: Pick) -> None:
+        self.harness.fetches.remove(fetch)
+        self.harness.fetch(fetch.request_id)
 
     def _stored(self, request_id: str, pick: Pick) -> None:
+        self.harness.store.catch_up()
         safe = pick([True] * 9 + [False])
         self.requests[request_id].refused_by_store = not safe
         self.harness.stored(request_id, None if safe else Unavailable("down"))
@@ -247,6 +320,7 @@ class Broker(RuleBasedStateMachine):
             job = worker.jobs.pop(request.id)
             if code == "internal":
                 request.spoiled = True
+            request.failures += code == "worker_failed"
             request.losses.add((worker.identity, -len(request.losses)))
             failure = wire.StageFailed(request.id, job.work.attempt, worker.epoch, code, "broke", "", False)
             worker.results.append(failure)
@@ -288,7 +362,7 @@ class Broker(RuleBasedStateMachine):
     # ---- network and time ----------------------------------------------------------------------------------------
 
     def _block(self, pick: Pick) -> None:
-        self.harness.full.add(pick([*CLIENTS, *self.workers]))
+        self.harness.full.add(pick([*self.connections.values(), *self.workers]))
 
     def _unblock(self, pick: Pick) -> None:
         self.harness.full.clear()
@@ -303,6 +377,7 @@ class Broker(RuleBasedStateMachine):
                 worker.progress += not worker.hung
                 self._control(worker, wire.Heartbeat(worker.epoch, len(worker.jobs), 0, worker.progress))
         self.harness.tick(seconds)
+        self.harness.store.renew()
 
     def _lose_a_busy_worker(self, pick: Pick) -> None:
         """One that has begun and is not done: what is left of it goes on elsewhere."""
@@ -322,12 +397,20 @@ class Broker(RuleBasedStateMachine):
             if not worker.silent:
                 for message in self.harness.take(worker.identity):
                     self._worker_reads(worker, message)
-        for client in CLIENTS:
-            for message in self.harness.take(client):
+        self._read_log()
+        for client, identity in self.connections.items():
+            for message in self.harness.take(identity):
                 if not isinstance(message, wire.Welcome):
                     request = self.requests[message.request_id]  # type: ignore[attr-defined]
                     assert request.client == client
                     request.read(message, self.harness.now, DEADLINE_S, self.missed)
+
+    def _read_log(self) -> None:
+        """What fails while its client has no connection may be forgotten before the client asks for it."""
+        logs, self.logged = self.harness.logs[self.logged :], len(self.harness.logs)
+        for log in logs:
+            if log.event == "request closed" and log.fields["state"] != "ending":
+                self.requests[str(log.fields["request_id"])].forgotten = True
 
     def _worker_reads(self, worker: FakeWorker, message: Message) -> None:
         if isinstance(message, wire.Registered):
@@ -361,19 +444,30 @@ class Broker(RuleBasedStateMachine):
             assert waits_for_store or request_id in queued or request.holders or waits_for_client
             assert self.harness.now <= request.deadline + 1.0
             assert request.outbox.credit >= 0
+            fake = self.requests[request_id]
+            if self.connections.get(fake.client) == request.client and fake.credit < MOST_CREDIT:
+                assert request.outbox.credit == fake.credit - fake.frames, "credit was lost, or made"
         for worker in board.workers:
             assert worker.credit >= 0
             for request_id in worker.active:
                 assert board.requests.live[request_id].holders[worker.stage] is worker
         known = {id_ for requests in board.requests.clients.values() for id_ in requests}
         assert known == {*board.requests.live, *board.requests.closing}
-        assert {*self.harness.store.requests} - {*self.harness.store._parked} == known
+        store = self.harness.store
+        ours = store.requests.keys() - store._parked.keys() - store.orphans
+        assert ours ^ known <= {write.request_id for write in store.late}
+        if len(board.requests.closing) == MOST * MOST_REQUESTS:
+            # The next one to end takes the place of one of them.
+            for request_id in board.requests.closing:
+                self.requests[request_id].forgotten = True
 
     def teardown(self) -> None:
         """In the end every client that is there has its last word, and nothing is left."""
         self.harness.full.clear()
         for number in range(round(2 * DEADLINE_S)):
             random = Random(number)
+            for client in CLIENTS:
+                self._connect(client, random.choice)
             for _ in range(20):
                 if course := self._course():
                     random.choice(course)(random.choice)
@@ -381,10 +475,11 @@ class Broker(RuleBasedStateMachine):
             self.wait(1.0)
             self.read_mail()
             self.nothing_is_lost()
-            for request in self.requests.values():
-                if request.last_word and not request.gone:
+            for request in self._heard_of():
+                if request.last_word:
                     self._say(request, wire.EndAck(request.id))
         assert all(request.last_word or request.gone for request in self.requests.values())
+        self.harness.store.expire(*self.harness.store.orphans)
         assert self.harness.free
 
 

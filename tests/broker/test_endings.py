@@ -202,7 +202,7 @@ def test_requests_that_are_not_acknowledged_are_bounded() -> None:
     harness = Harness(max_requests=3)
     for number in range(10):
         harness.say(synth(f"r{number}"), wire.Cancel(f"r{number}"))
-    assert harness.core.load().closing == 3
+    assert harness.core.load().closing == 6
 
 
 def test_a_cancel_that_crosses_end_changes_nothing() -> None:

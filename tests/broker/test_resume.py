@@ -172,9 +172,45 @@ def test_a_client_that_comes_back_goes_on_where_it_was() -> None:
     assert (generate.seq, generate.done_tokens.tolist()) == (1, tokens("r1", 2, 0).tokens.tolist())
     work, fed = harness.take(b"decode-3")
     assert isinstance(work, wire.DecodeWork)
-    assert (work.seq, work.skip, fed) == (1, 480, tokens("r1", 2, 0))
-    harness.result(tokens("r1", 2, 1, last=True), audio("r1", 3, 1, last=True))
-    assert harness.take(BACK) == [audio("r1", 3, 1, last=True), wire.End("r1", 2, 50, 1)]
+    assert (work.seq, work.skip, fed) == (1, 480, replace(tokens("r1", 2, 0), attempt=work.attempt))
+    last = replace(audio("r1", 3, 1, last=True), attempt=work.attempt)
+    harness.result(replace(tokens("r1", 2, 1, last=True), attempt=generate.attempt), last)
+    assert harness.take(BACK) == [last, wire.End("r1", 2, 50, 1)]
+
+
+def test_late_results_of_before_the_client_came_back_are_refused() -> None:
+    harness = Harness()
+    harness.stack()
+    harness.say(synth())
+    harness.result(encoded("r1", 1))
+    harness.say(RESUME, client=BACK)
+    harness.fetch()
+    harness.result(tokens("r1", 2, 0))
+    assert harness.counted[Metric.REFUSED, "stale_attempt"] == 1
+    assert harness.take(BACK) == []
+
+
+def test_credit_given_while_the_record_is_fetched_counts() -> None:
+    harness = Harness()
+    harness.stack()
+    harness.say(synth(output="tokens"))
+    harness.result(encoded("r1", 1), tokens("r1", 2, 0), tokens("r1", 2, 1))
+    harness.say(replace(RESUME, credit=0), wire.Credit("r1", 2), client=BACK)
+    harness.fetch()
+    assert [type(message) for message in harness.take(BACK)] == [wire.Tokens, wire.Tokens]
+
+
+def test_a_request_cancelled_while_its_record_is_fetched_does_not_go_on() -> None:
+    harness = Harness()
+    harness.stack()
+    harness.say(synth())
+    (error,) = harness.say(RESUME, wire.Cancel("r1"), client=BACK)
+    assert isinstance(error, wire.Error)
+    assert error.code == "cancelled"
+    harness.fetch()
+    assert harness.take(BACK) == []
+    assert harness.free
+    assert not harness.store.requests
 
 
 def test_a_client_may_come_back_before_the_broker_knows_that_it_was_gone() -> None:
@@ -185,7 +221,9 @@ def test_a_client_may_come_back_before_the_broker_knows_that_it_was_gone() -> No
     harness.say(RESUME, client=BACK)
     assert harness.take(b"encode-1") == [wire.Abort("r1", 0)]
     harness.fetch()
-    assert harness.take(b"encode-1") == [wire.EncodeWork("r1", 0, "Hello.", "anna", "", b"")]
+    (work,) = harness.take(b"encode-1")
+    assert isinstance(work, wire.EncodeWork)
+    assert work.text == "Hello."
     assert harness.core.known_peers(Channel.CLIENTS) == {BACK}
 
 
