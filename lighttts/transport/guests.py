@@ -43,7 +43,6 @@ class Guests:
         self._standing = standing
         self._checked = standing()
         self._by_descriptor: dict[int, Guest] = {}
-        self._by_peer: dict[bytes, Guest] = {}
         self._by_key: defaultdict[str, set[int]] = defaultdict(set)
         self._most_of_key = sys.maxsize
         self._heard: Callable[[int], None] = lambda _: None
@@ -54,10 +53,6 @@ class Guests:
         descriptors that are guests'."""
         self._most_of_key = most_of_key
         self._heard = heard
-
-    def known(self, peer: bytes) -> Guest | None:
-        """The guest with that routing id."""
-        return self._by_peer.get(peer)
 
     def welcome(self, first: zmq.Frame, peer: bytes = b"") -> Guest | None:
         """Who has sent a message, from its `first` frame; None if its connection was ended, for the key is not allowed
@@ -76,7 +71,7 @@ class Guests:
             self._hang_up(guest)
             return None
         self._by_key[key].add(descriptor)
-        self._by_descriptor[descriptor] = self._by_peer[peer] = guest
+        self._by_descriptor[descriptor] = guest
         self._heard(descriptor)
         return guest
 
@@ -113,8 +108,6 @@ class Guests:
         self._by_key[guest.key].discard(descriptor)
         if not self._by_key[guest.key]:
             del self._by_key[guest.key]
-        if self._by_peer.get(guest.peer) is guest:
-            del self._by_peer[guest.peer]
 
 
 def _inode(descriptor: int) -> int:

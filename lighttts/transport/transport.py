@@ -111,6 +111,7 @@ class Router(_ZmqTransport):
         super().__init__(socket, endpoint, lock)
         self.peers: set[bytes] = set()
         self.guests = guests
+        self._users: dict[bytes, str] = {}
         self._versions: dict[bytes, int] = {}
         """Of the peers that speak an older one than ours."""
 
@@ -126,7 +127,9 @@ class Router(_ZmqTransport):
             except zmq.Again:
                 return
             peer, frames = first.bytes, self.socket.recv_multipart(zmq.NOBLOCK)
-            if guests.welcome(first, peer):
+            guest = guests.welcome(first, peer)
+            if guest:
+                self._users[peer] = guest.user
                 self._met(peer, frames)
                 yield peer, frames
 
@@ -139,8 +142,7 @@ class Router(_ZmqTransport):
 
     def user(self, peer: bytes) -> str:
         """The name under which the key of `peer` is allowed; empty if it is not in `peers`, or needs no key."""
-        guest = self.guests.known(peer) if self.guests and peer in self.peers else None
-        return guest.user if guest else ""
+        return self._users.get(peer, "")
 
     def _met(self, peer: bytes, frames: Frames) -> None:
         self.peers.add(peer)
@@ -173,6 +175,7 @@ class Router(_ZmqTransport):
     def forget(self, peer: bytes) -> None:
         """Drops `peer` from the broadcast list."""
         self.peers.discard(peer)
+        self._users.pop(peer, None)
         self._versions.pop(peer, None)
 
 
