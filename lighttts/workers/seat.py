@@ -76,7 +76,8 @@ class Seat:
         self._to_register = False
 
     def _connect(self, sockets: Sockets) -> tuple[Connector, Connector]:
-        control = partial(sockets.watched_dealer, self._address.workers, self._boot.identity)
+        # No identity: a ROUTER that stood still takes a second connection with one for a duplicate, and is deaf to it.
+        control = partial(sockets.watched_dealer, self._address.workers)
         results = partial(sockets.watched_push, self._address.results)
         return (
             Connector(self._reactor, sockets, control, self._control_event, self._log, self._received),

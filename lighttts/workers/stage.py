@@ -50,11 +50,6 @@ class Boot:
         if not self.worker:
             object.__setattr__(self, "worker", f"{self.stage}@{socket.gethostname()[:64]}-{os.getpid()}")
 
-    @property
-    def identity(self) -> bytes:
-        """ZeroMQ routing id: new for every boot, because a reused one loses or steals messages."""
-        return f"{self.worker}-{self.epoch:016x}".encode()
-
     def register(self) -> wire.Register:
         """The message that introduces this worker."""
         software = f"lighttts {__version__}"

@@ -39,10 +39,14 @@ def test_a_worker_introduces_itself_and_grants_its_capacity(broker: FakeBroker, 
     assert broker.control(wire.Grant) == wire.Grant(BOOT.epoch, 4)
 
 
-def test_every_boot_has_an_identity_and_an_epoch_of_its_own() -> None:
+def test_every_boot_has_an_epoch_of_its_own() -> None:
     one, other = (type(BOOT)("llm", "m", 24_000) for _ in range(2))
     assert one.epoch != other.epoch
-    assert one.identity != other.identity
+
+
+def test_every_connection_has_a_routing_id_that_the_broker_gives(broker: FakeBroker, worker: Running) -> None:
+    broker.registered()
+    assert broker.peer[:1] == b"\0"
 
 
 def test_registration_is_repeated_until_it_is_answered(broker: FakeBroker, worker: Running) -> None:
