@@ -97,6 +97,8 @@ def make_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, options: Soc
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, options.heartbeat_timeout_ms)
     socket.setsockopt(zmq.HEARTBEAT_TTL, options.heartbeat_timeout_ms)
     socket.setsockopt(zmq.HANDSHAKE_IVL, options.handshake_ms)
+    # The system would wait ever longer for an answer to a connection attempt that was lost in a crowd.
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, options.handshake_ms)
     socket.setsockopt(zmq.RECONNECT_IVL, 100)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
     if kind == zmq.ROUTER:

@@ -185,9 +185,9 @@ class Frame:
         return self._told[what]  # type: ignore[index]
 
 
-def connection() -> tuple[socket.socket, socket.socket, int]:
-    """Both ends of a tcp connection, and the port it was made to."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+def connection(port: int = 0) -> tuple[socket.socket, socket.socket, int]:
+    """Both ends of a tcp connection, and the port it was made to: any or that one."""
+    with socket.create_server(("127.0.0.1", port)) as server:
         far = socket.create_connection(server.getsockname())
         near, _ = server.accept()
         far.settimeout(PATIENCE_S)
@@ -226,7 +226,7 @@ def test_a_later_connection_with_the_same_descriptor_is_left_alone() -> None:
     number = near.fileno()
     near.close()
     far.close()
-    near, far, _ = connection()
+    near, far, _ = connection(port)
     later = socket.socket(fileno=_moved(near, number))
     with later, far:
         standing[0] = frozenset()

@@ -57,7 +57,9 @@ def greet(router: Router, dealer: Link) -> bytes:
 
 @pytest.mark.parametrize("kind", [zmq.ROUTER, zmq.DEALER, zmq.PUSH, zmq.PULL])
 def test_every_socket_has_bounded_linger_high_water_mark_message_size_and_heartbeats(kind: int) -> None:
-    options = SocketOptions(high_water_mark=7, linger_ms=250, heartbeat_ms=500, heartbeat_timeout_ms=1500)
+    options = SocketOptions(
+        high_water_mark=7, linger_ms=250, heartbeat_ms=500, heartbeat_timeout_ms=1500, handshake_ms=700
+    )
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         made = make_socket(context, kind, options)
@@ -66,6 +68,7 @@ def test_every_socket_has_bounded_linger_high_water_mark_message_size_and_heartb
         assert made.getsockopt(zmq.HEARTBEAT_IVL) == 500
         assert made.getsockopt(zmq.HEARTBEAT_TIMEOUT) == 1500
         assert made.getsockopt(zmq.HEARTBEAT_TTL) == 1500
+        assert made.getsockopt(zmq.HANDSHAKE_IVL) == made.getsockopt(zmq.CONNECT_TIMEOUT) == 700
         made.close()
     finally:
         context.term()
