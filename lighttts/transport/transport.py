@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
@@ -24,6 +25,7 @@ Frames = Sequence[Buffer]
 NO_TARGET = b""
 COPY_BYTES = 64 << 10
 """Smaller frames are copied, which is faster; larger ones are handed over and must not be changed afterwards."""
+_MONITORS = itertools.count()
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _LAST = int(zmq.NOBLOCK)
 
@@ -330,7 +332,9 @@ class Sockets:
 
     def _watched(self, kind: int, endpoint: str, identity: bytes) -> tuple[Link, Link]:
         socket = make_socket(self._context, kind, self.options)
-        events = Link(socket.get_monitor_socket(WATCHED_EVENTS), endpoint)
+        # By default its address follows from the descriptor's number, which may be that of a socket just closed.
+        monitor = socket.get_monitor_socket(WATCHED_EVENTS, f"inproc://monitor-{next(_MONITORS)}")
+        events = Link(monitor, endpoint)
         try:
             self._connect(socket, endpoint, identity)
         except BaseException:
