@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import stat
 import tempfile
@@ -81,6 +82,7 @@ def test_it_holds_as_many_connections_as_are_set(folder: Path, port: int, monkey
     with broker_process(*places(folder, f"tcp://127.0.0.1:{port}")) as broker, ExitStack() as crowd:
         for _ in range(24):
             crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert select.select([broker.stderr], [], [], PATIENCE_MS / 1000)[0]
         line = json.loads(told(broker))
         assert (line["event"], line["limit"]) == ("connections turned away", 20)
 

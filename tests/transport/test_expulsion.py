@@ -178,8 +178,8 @@ def test_a_key_that_cannot_be_read_is_not_a_removed_one(broker: Broker, keys: Ke
 class Frame:
     """What a message tells of its connection."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._told = {KEY_PROPERTY: "k", "User-Id": "alice", zmq.SRCFD: descriptor}
+    def __init__(self, descriptor: int, key: str = "k", user: str = "alice") -> None:
+        self._told = {KEY_PROPERTY: key, "User-Id": user, zmq.SRCFD: descriptor}
 
     def get(self, what: object) -> object:
         return self._told[what]  # type: ignore[index]
@@ -241,6 +241,23 @@ def _moved(near: socket.socket, number: int) -> int:
     os.dup2(near.fileno(), number, inheritable=False)
     near.close()
     return number
+
+
+def test_a_message_by_a_descriptor_that_is_used_again_is_its_new_owner_s() -> None:
+    near, far, port = connection()
+    guests, standing = guest_by(near.fileno(), port)
+    standing[0] = frozenset({"k", "l"})
+    with near, far:
+        theirs = cast(zmq.Frame, Frame(near.fileno(), "l", "bob"))
+        assert [
+            guest and guest.user for guest in (guests.welcome(theirs, b"peer"), guests.welcome(theirs, b"other"))
+        ] == [
+            "bob",
+            "bob",
+        ]
+        standing[0] = frozenset({"l"})
+        assert guests.expel() == set()
+        assert alive(near, far)
 
 
 def test_a_connection_of_another_port_is_never_touched() -> None:
