@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from lighttts.client import Client
 from lighttts.transport.wire import Status
-from tests.chaos.cluster import Cluster, until
+from tests.chaos.cluster import CLIENTS, Cluster, until
+from tests.chaos.rolling import restart_all
 from tests.chaos.streams import Takes
 from tests.system.stack import STAGES
 
@@ -17,6 +18,7 @@ MIDDLE = 0.4
 END = 0.8
 """Share of all audio heard, for components that have no work of their own to be caught in the middle of."""
 SLOW = "reads nothing"
+ROLLING = "restarted in turn"
 MOMENTS = ("before first audio", "mid-stream", "near the end")
 
 
@@ -36,6 +38,11 @@ def _stall(cluster: Cluster, name: str) -> None:
 def _cut(cluster: Cluster, name: str) -> None:
     for link in cluster.links(name):
         link.cut()
+
+
+def _drop(cluster: Cluster, name: str) -> None:
+    for link in cluster.links(name):
+        link.drop()
 
 
 def _mend(cluster: Cluster, name: str) -> None:
@@ -60,6 +67,8 @@ FAULTS = {
     "aborts": Fault(_break("abort")),
     "link stalls": Fault(_stall, _mend, leaves_dead=False),
     "link cut": Fault(_cut, _mend, leaves_dead=False),
+    "link drops": Fault(_drop, leaves_dead=False),
+    ROLLING: Fault(lambda cluster, name: restart_all(cluster), leaves_dead=False),
     SLOW: Fault(lambda cluster, name: None, leaves_dead=False),
 }
 
@@ -81,7 +90,7 @@ def cells() -> list[Cell]:
         Cell(fault, stage, moment)
         for moment in MOMENTS
         for fault in FAULTS
-        if fault != SLOW
+        if fault not in (SLOW, ROLLING, "link drops")
         for stage in STAGES
         if stage != "encode" or moment == MOMENTS[0]
     ]
@@ -91,8 +100,9 @@ def cells() -> list[Cell]:
         for fault in faults
         for moment in (MOMENTS if component == "redis" else MOMENTS[1:2])
     ]
-    brokers = [Cell("killed", "broker", moment) for moment in MOMENTS]
-    return [*workers, *others, *brokers]
+    brokers = [Cell(fault, "broker", moment) for fault in ("killed", "stopped") for moment in MOMENTS]
+    links = [Cell(fault, CLIENTS, MOMENTS[1]) for fault in ("link drops", "link stalls")]
+    return [*workers, *others, *brokers, *links, Cell(ROLLING, "all daemons", "steady load")]
 
 
 class Watch:

@@ -14,8 +14,8 @@ CHUNK = 1 << 16
 class Link:
     """Listens on `near` and connects each connection to `far`.
 
-    `stall`: connections stay, nothing gets through either way (a partition, a frozen switch). `cut`: connections close,
-    new ones are turned away. `mend` ends both, and what a stall held back goes on its way.
+    `drop`: connections close. `stall`: they stay, nothing gets through either way (a partition, a frozen switch).
+    `cut`: connections close, new ones are turned away. `mend` ends both, and what a stall held back goes on its way.
     """
 
     def __init__(self, near: Path, far: Path) -> None:
@@ -47,6 +47,10 @@ class Link:
         """Ends all connections and turns away new ones."""
         self._do(self._cut)
 
+    def drop(self) -> None:
+        """Ends all connections."""
+        self._do(self._drop)
+
     def mend(self) -> None:
         """All is well again."""
         self._do(self._mend)
@@ -59,6 +63,9 @@ class Link:
 
     def _cut(self) -> None:
         self._refuses = True
+        self._drop()
+
+    def _drop(self) -> None:
         for writer in self._writers:
             writer.transport.abort()
 

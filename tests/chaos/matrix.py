@@ -21,8 +21,9 @@ from pathlib import Path
 
 from lighttts.client import Client
 from lighttts.errors import LightTTSError, Unavailable, UnknownRequest
-from tests.chaos.cluster import Cluster, speaker, until
-from tests.chaos.faults import FAULTS, SLOW, Cell, Watch, cells
+from tests.chaos.cluster import BROKERS, CLIENTS, Cluster, speaker, until
+from tests.chaos.faults import FAULTS, ROLLING, SLOW, Cell, Watch, cells
+from tests.chaos.rolling import SteadyLoad
 from tests.chaos.streams import STREAMS, TEXT, FloatArray, Takes, difference
 from tests.system.stack import STAGES
 
@@ -38,7 +39,7 @@ ALLOWED: dict[str, type[LightTTSError]] = {"broker": UnknownRequest, "redis": Un
 
 @dataclass
 class Outcome:
-    """What became of a cell's eight streams. `whole`: complete and equal to the reference; `errors`: typed, by code.
+    """What became of a cell's streams. `whole`: complete and equal to the reference; `errors`: typed, by code.
 
     `takeover_s`: until the broken worker had no request any more. `gap_s`: longest wait of a stream for its next audio
     from the fault on. `refused`: late results that the broker turned away.
@@ -46,6 +47,7 @@ class Outcome:
 
     cell: Cell
     whole: int = 0
+    streams: int = STREAMS
     errors: dict[str, int] | None = None
     takeover_s: float | None = None
     gap_s: float = 0.0
@@ -65,12 +67,12 @@ class Outcome:
         notes = self.lost or ", ".join(f"{count} {code}" for code, count in (self.errors or {}).items())
         cell = self.cell
         return (
-            f"{cell.component:<8}{cell.fault:<18}{cell.moment:<20}{self.verdict:<7}"
-            f"{self.whole}/{STREAMS:<4}{takeover:>8}{self.gap_s:>8.2f}{self.refused:>8}  {notes}".rstrip()
+            f"{cell.component:<12}{cell.fault:<18}{cell.moment:<20}{self.verdict:<7}"
+            f"{self.whole}/{self.streams:<4}{takeover:>8}{self.gap_s:>8.2f}{self.refused:>8}  {notes}".rstrip()
         )
 
 
-HEADER = f"{'where':<8}{'what':<18}{'when':<20}{'':<7}{'whole':<6}{'takeover':>8}{'gap':>8}{'refused':>8}"
+HEADER = f"{'where':<12}{'what':<18}{'when':<20}{'':<7}{'whole':<6}{'takeover':>8}{'gap':>8}{'refused':>8}"
 
 
 class Matrix:
@@ -89,8 +91,11 @@ class Matrix:
     def run(self, cell: Cell) -> Outcome:
         """Runs one cell and mends what it broke."""
         outcome = Outcome(cell)
+        if cell.fault == ROLLING:
+            return self._roll(outcome)
         refused = self._cluster.refused()
-        with Client(self._cluster.endpoint, timeout=STREAM_TIMEOUT_S) as client:
+        endpoints = self._cluster.linked_endpoints if cell.component == CLIENTS else self._cluster.endpoints
+        with self._client(endpoints) as client:
             ninth = self._ninth() if cell.component == "client" else None
             takes = Takes(client)
             try:
@@ -104,8 +109,28 @@ class Matrix:
                 outcome.lost = f"streams have not ended after {FINISH_S:g} s"
             self._judge(outcome, takes)
         self._repair(outcome)
-        if cell.component != "broker":
+        if cell.component not in BROKERS:
             outcome.refused = self._cluster.refused() - refused
+        return outcome
+
+    def _client(self, endpoints: list[str]) -> Client:
+        """A client of the first broker, which knows both: it begins with any of them."""
+        broker = f"-{self._cluster.processes['broker'].pid}"
+        while True:
+            client = Client(endpoints, timeout=STREAM_TIMEOUT_S)
+            if client.status().broker.endswith(broker):
+                return client
+            client.close()
+
+    def _roll(self, outcome: Outcome) -> Outcome:
+        with SteadyLoad(self._cluster.endpoints, self._references, STREAM_TIMEOUT_S) as load:
+            try:
+                FAULTS[ROLLING].strike(self._cluster, outcome.cell.component)
+            except AssertionError as error:
+                outcome.lost = str(error)
+        outcome.whole, outcome.streams = load.whole, load.spoken
+        outcome.lost = outcome.lost or load.lost
+        self._repair(outcome)
         return outcome
 
     # ---- the fault -------------------------------------------------------------------------------------------------
@@ -119,14 +144,18 @@ class Matrix:
             if name in STAGES:
                 until(lambda: self._relieved(watcher, name), "the broker does not give the worker up", NOTICE_S)
                 outcome.takeover_s = time.monotonic() - struck
-        if name == "broker":
-            self._cluster.replace(name)
         if fault.undo:
             if name == "redis":
                 takes.finish(FINISH_S)
+            elif name == "broker" and not fault.leaves_dead:
+                until(lambda: self._taken_over(takes), "the other broker takes nothing over", NOTICE_S)
             fault.undo(self._cluster, name)
         takes.finish(FINISH_S)
         outcome.gap_s = max(take.waited(struck) for take in takes.all)
+
+    def _taken_over(self, takes: Takes) -> bool:
+        with Client(self._cluster.endpoints[1]) as client:
+            return takes.over or client.status().active > 0
 
     def _relieved(self, watcher: Client, name: str) -> bool:
         row = self._cluster.row(watcher.status(), name)
@@ -178,7 +207,7 @@ class Matrix:
         if cell.component != "client":
             if fault.undo and outcome.lost:
                 fault.undo(self._cluster, cell.component)
-            if fault.leaves_dead and cell.component != "broker":
+            if fault.leaves_dead:
                 self._cluster.replace(cell.component)
         try:
             self._cluster.settle()

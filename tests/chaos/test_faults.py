@@ -15,7 +15,7 @@ import pytest
 
 from lighttts.client import Client
 from lighttts.errors import LightTTSError, NoWorker, Unavailable
-from tests.chaos.cluster import Cluster
+from tests.chaos.cluster import CLIENTS, Cluster
 from tests.chaos.faults import FAULTS, MOMENTS, Cell, cells
 from tests.chaos.matrix import Matrix
 from tests.chaos.streams import STREAMS
@@ -56,8 +56,8 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
     [
         Cell("killed", "llm", "mid-stream"),
         Cell("hangs in compute", "decode", "mid-stream"),
-        Cell("link stalls", "llm", "near the end"),
-        Cell("aborts", "encode", "before first audio"),
+        Cell("stopped", "broker", "mid-stream"),
+        Cell("link drops", CLIENTS, "mid-stream"),
     ],
     ids=str,
 )
@@ -70,7 +70,7 @@ def test_eight_streams_do_not_notice_a_fault(matrix: Matrix, cell: Cell) -> None
 def test_every_fault_strikes_every_stage_and_every_cell_is_there_once() -> None:
     assert len(set(cells())) == len(cells())
     assert {cell.fault for cell in cells()} == set(FAULTS)
-    assert {cell.component for cell in cells()} == {*STAGES, "broker", "redis", "client"}
+    assert {cell.component for cell in cells()} == {*STAGES, "broker", "redis", "client", CLIENTS, "all daemons"}
     assert {cell.moment for cell in cells() if cell.component == "llm"} == set(MOMENTS)
 
 
