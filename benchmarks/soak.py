@@ -1,8 +1,8 @@
-"""Steady load while workers are killed at random and started again: what fails, what grows.
+"""Steady load while workers and brokers are killed at random and started again: what fails, what grows.
 
 A few clients ask for speech without a pause and compare each answer, sample by sample, with an undisturbed one of the
-same text and seed. Every few seconds one worker of a random stage is killed (SIGKILL); the script starts it again, as
-systemd would. Two workers a stage, state in a real Redis.
+same text and seed. Every few seconds one worker of a random stage, or one of the two brokers, is killed (SIGKILL); the
+script starts it again, as systemd would. Two workers a stage, state in a real Redis.
 
     python -m benchmarks.soak [--minutes N] [--streams N] [--kill-every S] [--json FILE]
 
@@ -12,8 +12,8 @@ Prints a table; exits with 1 if availability is below 99.9%, a sample was lost, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import signal
 import statistics
 import sys
 import tempfile
@@ -30,14 +30,18 @@ import redis
 
 from lighttts.client import Client
 from lighttts.errors import LightTTSError
-from tests.chaos.cluster import WORKERS, Cluster
+from tests.chaos.cluster import BROKERS, WORKERS, Cluster, until
+from tests.system.stack import STAGES
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog. " * 3,
     "One two three.",
     "How vexingly quick daft zebras jump! " * 2,
 )
+VICTIMS = (*WORKERS, *BROKERS)
 SEEDS = 4
+TTL_S = 30.0
+"""Seconds that Redis keeps what nobody writes to: longer than any request here takes."""
 NEEDED = 0.999
 MOST_GROWTH_MB = 24.0
 MOST_NEW_DESCRIPTORS = 16
@@ -47,8 +51,10 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Footprint:
-    """What is held: megabytes and descriptors of the broker, megabytes of all workers, keys in Redis."""
+    """What is held after so many minutes: megabytes and descriptors of the brokers (the larger one of each), megabytes
+    of all workers, keys in Redis."""
 
+    minute: float = 0.0
     broker_mb: float = 0.0
     broker_descriptors: int = 0
     workers_mb: float = 0.0
@@ -69,6 +75,8 @@ class Figures:
     seconds_worst: float = 0.0
     start: Footprint = Footprint()
     end: Footprint = Footprint()
+    footprints: list[Footprint] = field(default_factory=list)
+    """Under load, one a minute."""
 
     @property
     def availability(self) -> float:
@@ -88,6 +96,10 @@ class Figures:
                     "descriptors are left",
                     self.end.broker_descriptors - self.start.broker_descriptors > MOST_NEW_DESCRIPTORS,
                 ),
+                (
+                    "the workers' memory has grown",
+                    self.end.workers_mb - self.start.workers_mb > MOST_GROWTH_MB * len(WORKERS),
+                ),
                 ("keys are left in Redis", self.end.redis_keys > self.start.redis_keys),
             )
             if found
@@ -99,7 +111,7 @@ class Load:
 
     def __init__(self, cluster: Cluster, streams: int, figures: Figures) -> None:
         self._figures = figures
-        self._client = Client(cluster.endpoint, timeout=60)
+        self._client = Client(cluster.endpoints, timeout=60)
         self._references = {(text, seed): self._speak(text, seed) for text in TEXTS for seed in range(SEEDS)}
         self._times: list[float] = []
         self._lock = threading.Lock()
@@ -144,35 +156,52 @@ class Load:
 
 
 def soak(cluster: Cluster, minutes: float, streams: int, kill_every: float, seed: int) -> Figures:
-    """Loads `cluster` for `minutes`, killing a worker every `kill_every` seconds on average."""
+    """Loads `cluster` for `minutes`, killing a worker or a broker every `kill_every` seconds on average."""
     figures, random = Figures(minutes), Random(seed)
     load = Load(cluster, streams, figures)
     cluster.settle()
-    figures.start = _footprint(cluster)
+    began = time.monotonic()
+    figures.start = _footprint(cluster, 0.0)
     load.start()
-    end = time.monotonic() + 60 * minutes
     try:
-        while (left := end - time.monotonic()) > 0:
+        while (passed := time.monotonic() - began) < 60 * minutes:
+            if passed >= 60 * len(figures.footprints):
+                figures.footprints.append(_footprint(cluster, passed / 60))
+                _tell(figures)
+            left = 60 * minutes - passed
             time.sleep(min(left, random.uniform(0.5, 1.5) * kill_every))
-            name = random.choice(WORKERS)
-            if left > kill_every and cluster.rested(name.partition(".")[0]):
+            name = random.choice(VICTIMS)
+            if left > 2 * kill_every and all(cluster.rested(stage) for stage in STAGES):
                 figures.kills[name.partition(".")[0]] += 1
-                cluster.signal(name, signal.SIGKILL)
-                cluster.start(name)
+                cluster.replace(name)
     finally:
         load.stop()
     cluster.settle()
-    figures.end = _footprint(cluster)
+    # What a killed broker did not come to delete is deleted by Redis.
+    with contextlib.suppress(AssertionError):
+        until(lambda: _footprint(cluster, 0.0).redis_keys <= figures.start.redis_keys, "", 2 * TTL_S)
+    figures.end = _footprint(cluster, (time.monotonic() - began) / 60)
     return figures
 
 
-def _footprint(cluster: Cluster) -> Footprint:
-    broker = cluster.processes["broker"].pid
+def _tell(figures: Figures) -> None:
+    now, errors = figures.footprints[-1], sum(figures.errors.values())
+    print(
+        f"{now.minute:5.1f} min  {figures.requests} requests, {errors} errors, {figures.lost} lost; "
+        f"brokers {now.broker_mb:.0f} MB, {now.broker_descriptors} descriptors; workers {now.workers_mb:.0f} MB; "
+        f"{now.redis_keys} keys",
+        flush=True,
+    )
+
+
+def _footprint(cluster: Cluster, minute: float) -> Footprint:
+    brokers = [cluster.processes[name].pid for name in BROKERS]
     with redis.Redis(unix_socket_path=f"{cluster.folder}/redis.sock") as store:
         keys = sum(1 for _ in store.scan_iter(KEYS))
     return Footprint(
-        broker_mb=_resident_mb(broker),
-        broker_descriptors=len(list(Path(f"/proc/{broker}/fd").iterdir())),
+        minute=minute,
+        broker_mb=max(map(_resident_mb, brokers)),
+        broker_descriptors=max(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in brokers),
         workers_mb=sum(_resident_mb(cluster.processes[name].pid) for name in WORKERS),
         redis_keys=keys,
     )
@@ -186,7 +215,7 @@ def _resident_mb(pid: int) -> float:
 def _table(figures: Figures) -> str:
     rows: list[tuple[str, object]] = [
         ("minutes", figures.minutes),
-        ("workers killed", ", ".join(f"{count} {stage}" for stage, count in sorted(figures.kills.items()))),
+        ("killed", ", ".join(f"{count} {stage}" for stage, count in sorted(figures.kills.items()))),
         ("requests", figures.requests),
         ("complete, every sample equal", figures.whole),
         ("samples lost, repeated, changed", figures.lost),
@@ -210,7 +239,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder)) as cluster:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Cluster(Path(folder), settings=[f"broker.state_ttl_s={TTL_S}"]) as cluster,
+    ):
         figures = soak(cluster, options.minutes, options.streams, options.kill_every, options.seed)
     print(_table(figures))
     if options.json:

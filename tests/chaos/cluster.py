@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -37,8 +37,8 @@ class Cluster(Stack):
     `endpoints`: where clients find the brokers; `endpoint`: the first of them.
     """
 
-    def __init__(self, folder: Path, *, model: Path = TINY) -> None:
-        settings = [f"broker.state=unix://{folder}/redis.sock", "broker.metrics_port=0", "log.format=json"]
+    def __init__(self, folder: Path, *, model: Path = TINY, settings: Sequence[str] = ()) -> None:
+        settings = [*settings, f"broker.state=unix://{folder}/redis.sock", "broker.metrics_port=0", "log.format=json"]
         super().__init__(folder, model=model, settings=settings)
         self.endpoints = [self.endpoint, self._end("broker.1", "clients")]
         self._links = contextlib.ExitStack()
