@@ -391,6 +391,10 @@ class Broker(RuleBasedStateMachine):
     # ---- what must hold ------------------------------------------------------------------------------------------
 
     @invariant()
+    def all_is_well(self) -> None:
+        self.read_mail()
+        self.nothing_is_lost()
+
     def read_mail(self) -> None:
         """Everybody reads, and checks what it reads."""
         for worker in self.workers.values():
@@ -433,7 +437,6 @@ class Broker(RuleBasedStateMachine):
         elif isinstance(message, wire.Alive) and not message.known and worker.ready and worker.alive:
             self._register(worker, 1)
 
-    @invariant()
     def nothing_is_lost(self) -> None:
         core, board = self.harness.core, self.harness.core._board
         queued = {request_id for queue in core._dispatcher._queues.values() for request_id in queue}
