@@ -146,6 +146,8 @@ class Broker(RuleBasedStateMachine):
         request.losses = {worker.loss for worker in self.workers.values() if not worker.working}
         self.requests[request.id] = request
         self._say(request, synth(request.id, output=output, credit=credit))
+        # Refused at once: if the connection breaks before that is heard, the broker knows nothing of it.
+        request.forgotten = request.id not in self.harness.core._board.requests
 
     def _give_credit(self, pick: Pick) -> None:
         if open_ := [request for request in self._heard_of() if not request.last_word]:
