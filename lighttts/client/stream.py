@@ -18,7 +18,15 @@ from dataclasses import dataclass, replace
 
 from lighttts.client.events import Arrived, Deliver, Event, Failed, Finished, Instruction, Send, Started
 from lighttts.client.intake import FRAMES, Frame, Intake
-from lighttts.errors import DeadlineExceeded, LightTTSError, ProtocolError, Unavailable, UnknownRequest, from_code
+from lighttts.errors import (
+    AccessDenied,
+    DeadlineExceeded,
+    LightTTSError,
+    ProtocolError,
+    Unavailable,
+    UnknownRequest,
+    from_code,
+)
 from lighttts.transport.wire import Accepted, Cancel, Credit, End, EndAck, Error, Message, Resume, Synth
 
 FORGET_AFTER = 30.0
@@ -203,7 +211,7 @@ class Stream:
         elif self.phase is Phase.WAITING:
             self.fail(no_broker, now)
         elif self.phase is Phase.SEVERED:
-            self.fail(self._severed, now)
+            self.fail(no_broker if isinstance(no_broker, AccessDenied) else self._severed, now)
         else:
             text = (
                 f"nothing arrived for {self._timeouts.chunk:g} s: see `lighttts-cli status`, or allow a longer timeout"

@@ -13,6 +13,7 @@ from lighttts.client.session import WINDOW
 from lighttts.client.silence import ALONE
 from lighttts.client.stream import FORGET_AFTER
 from lighttts.errors import (
+    AccessDenied,
     Cancelled,
     DeadlineExceeded,
     NoWorker,
@@ -325,6 +326,15 @@ def test_a_lost_connection_ends_what_is_not_connected_again_in_time() -> None:
     assert isinstance(bench.error(), Unavailable)
     assert "lost" in bench.error().text
     assert bench.error().retryable
+
+
+def test_a_client_that_is_not_let_in_again_is_told_so() -> None:
+    bench = Bench()
+    bench.streaming(synth())
+    bench.session.disconnected(bench.now)
+    bench.session.connection.refused(bench.now)
+    bench.pass_time(TIMEOUTS.connect + 0.1)
+    assert isinstance(bench.error(), AccessDenied)
 
 
 def test_over_a_new_connection_a_stream_goes_on_behind_the_last_frame_that_came() -> None:
