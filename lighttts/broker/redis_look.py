@@ -60,7 +60,7 @@ class Look:
                 SaveEncoded(request_id, [b""]),
                 AppendTokens(request_id, 0, [b""]),
             ):
-                self._records.add(pipe, write)
+                self._records.add(pipe, [write])
             pipe.execute()
         self._client.scan(match=EVERY_REQUEST, count=1)
         self._read(request_id)

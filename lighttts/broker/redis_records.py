@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import time
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgpack
@@ -69,8 +70,11 @@ redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'state', 'received', 'client', ARG
 _STATE = f"{_OURS_OR_NONE} redis.call('HSET', KEYS[1], 'state', ARGV[4]) {_KEEP}"
 _ENCODED = f"{_OURS_OR_NONE} redis.call('SET', KEYS[2], ARGV[4]) {_KEEP}"
 _TOKENS = f"""{_OURS_OR_NONE}
-if tonumber(ARGV[4]) > redis.call('HLEN', KEYS[3]) then redis.call('DEL', unpack(KEYS)) return 0 end
-redis.call('HSET', KEYS[3], ARGV[4], ARGV[5])
+local count = redis.call('HLEN', KEYS[3])
+for at = 4, #ARGV, 2 do
+    if tonumber(ARGV[at]) > count then redis.call('DEL', unpack(KEYS)) return 0 end
+    count = count + redis.call('HSET', KEYS[3], ARGV[at], ARGV[at + 1])
+end
 {_KEEP}"""
 _RELEASE = f"""{_OURS_OR_NONE}
 redis.call('HSET', KEYS[1], 'owner', '')
@@ -85,6 +89,25 @@ if alive then return -1 end
 redis.call('HSET', KEYS[1], 'owner', ARGV[1])
 redis.call('SET', ARGV[3] .. ARGV[1], '', 'PX', ARGV[4])
 {_KEEP}"""
+
+
+def together(writes: Iterable[Write]) -> list[list[Write]]:
+    """Writes by what goes in one script: the tokens of a request up to its next write of another kind.
+
+    Those of one request stay in order; that is all the order there is.
+    """
+    groups: list[list[Write]] = []
+    logs: dict[str, list[Write]] = {}
+    for write in writes:
+        if isinstance(write, AppendTokens) and write.request_id in logs:
+            logs[write.request_id].append(write)
+            continue
+        groups.append([write])
+        if isinstance(write, AppendTokens):
+            logs[write.request_id] = groups[-1]
+        else:
+            logs.pop(write.request_id, None)
+    return groups
 
 
 class Records:
@@ -110,9 +133,9 @@ class Records:
                 pipe.script_load(script.script)
             pipe.execute()
 
-    def add(self, pipe: Pipeline, write: Write) -> None:
-        """Adds one write to `pipe`; its answer there will be an `Outcome`."""
-        match write:
+    def add(self, pipe: Pipeline, writes: Sequence[Write]) -> None:
+        """Adds writes that go together (see `together`) to `pipe`; their one answer there will be an `Outcome`."""
+        match write := writes[0]:
             case DeleteRequest():
                 self._put(pipe, self._delete, write)
             case ReleaseRequest():
@@ -123,8 +146,9 @@ class Records:
                 self._put(pipe, self._state, write, state)
             case SaveEncoded(_, encoded):
                 self._put(pipe, self._encoded, write, packed(encoded))
-            case AppendTokens(_, seq, tokens):
-                self._put(pipe, self._tokens, write, seq, packed(tokens))
+            case AppendTokens():
+                log = (entry for entry in writes if isinstance(entry, AppendTokens))
+                self._put(pipe, self._tokens, write, *(part for e in log for part in (e.seq, packed(e.tokens))))
 
     def add_lease(self, pipe: Pipeline, seconds: float) -> None:
         """Adds to `pipe`: the broker lives, for so long at least."""

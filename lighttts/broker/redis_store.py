@@ -25,7 +25,7 @@ from lighttts.broker.instructions import DeleteRequest, SaveRequest, Write
 from lighttts.broker.redis_address import TIMEOUT_S, connect
 from lighttts.broker.redis_faults import remedy
 from lighttts.broker.redis_look import Look
-from lighttts.broker.redis_records import Outcome, Records, is_wrong_type
+from lighttts.broker.redis_records import Outcome, Records, is_wrong_type, together
 from lighttts.broker.state import Claim, Loaded, StoreEvents
 from lighttts.errors import InvalidInput, Unavailable
 
@@ -165,7 +165,7 @@ class RedisStore:
                     return None
                 self._condition.wait()
             metrics.store_backlog.set(len(self._backlog))
-            batch = self._backlog.take()
+            batch = [write for group in together(self._backlog.take()) for write in group]
             self._in_delivery = len(batch)
             return batch
 
@@ -191,10 +191,11 @@ class RedisStore:
 
     def _execute(self, batch: list[Write], lease: bool) -> list[Outcome]:
         """Writes `batch`, and the lease if it is due. Raises what went wrong."""
+        groups = together(batch)
         for known in (True, False):
             with self._redis.pipeline(transaction=False) as pipe:
-                for write in batch:
-                    self._records.add(pipe, write)
+                for group in groups:
+                    self._records.add(pipe, group)
                 if lease:
                     self._records.add_lease(pipe, self._limits.lease_s)
                 answers = pipe.execute(raise_on_error=False)
@@ -202,7 +203,8 @@ class RedisStore:
                 self._records.load_scripts()
             else:
                 break
-        return [_outcome(answer) for answer in answers][: len(batch)]
+        outcomes = [_outcome(answer) for answer in answers]
+        return [outcome for group, outcome in zip(groups, outcomes[: len(groups)], strict=True) for _ in group]
 
     def _succeeded(self, batch: list[Write], outcomes: list[Outcome], lease: bool) -> None:
         with self._condition:
