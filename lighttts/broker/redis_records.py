@@ -207,6 +207,15 @@ def is_wrong_type(answer: object) -> bool:
     return isinstance(answer, redis.ResponseError) and "WRONGTYPE" in str(answer)
 
 
+def outcome_of(answer: object) -> Outcome:
+    """What a script answered. Raises the error, unless it comes of that one record."""
+    if is_wrong_type(answer):
+        return Outcome.BROKEN
+    if isinstance(answer, Exception):
+        raise answer
+    return Outcome(answer) if isinstance(answer, int) else Outcome.DONE
+
+
 def packed(frames: Frames) -> bytes:
     """A message as it is stored."""
     message: bytes = msgpack.packb([bytes(frame) for frame in frames])

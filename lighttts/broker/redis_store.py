@@ -25,13 +25,16 @@ from lighttts.broker.instructions import DeleteRequest, SaveRequest, Write
 from lighttts.broker.redis_address import TIMEOUT_S, connect
 from lighttts.broker.redis_faults import remedy
 from lighttts.broker.redis_look import Look
-from lighttts.broker.redis_records import Outcome, Records, is_wrong_type, together
+from lighttts.broker.redis_records import Outcome, Records, outcome_of, together
 from lighttts.broker.state import Claim, Loaded, StoreEvents
 from lighttts.errors import InvalidInput, Unavailable
 
 BACKOFF_S = 0.05
 """Seconds after a first failure; doubled for each that follows."""
 LONGEST_BACKOFF_S = 1.0
+GATHER_S = 0.005
+"""Seconds that writes wait for others to go with: many small batches would hold up the broker's loop. Whoever waits for
+an answer does not."""
 REFUSED_FOR_S = 0.5
 """Least time after which a refused request may come again."""
 TARGET = "redis"
@@ -68,6 +71,7 @@ class RedisStore:
         self._condition = threading.Condition()
         self._backlog = Backlog(limits.writes, limits.bytes)
         self._renew = True
+        self._awaited = False
         self._breaker = Breaker(limits.breaker_failures, limits.breaker_s)
         self._problem = ""
         self._in_delivery = 0
@@ -92,7 +96,10 @@ class RedisStore:
                 self._events.stored(write.request_id, full)
             elif not put:
                 metrics.records_given_up.labels("full").inc()
-            self._condition.notify_all()
+            if new:
+                self._hurry()
+            elif len(self._backlog) == 1:
+                self._condition.notify_all()
 
     def renew(self) -> None:
         """Renews the lease, without blocking."""
@@ -123,6 +130,7 @@ class RedisStore:
         """
         with self._condition:
             last = self._backlog.appended
+            self._hurry()
             idle = self._breaker.state is not BreakerState.CLOSED
             if idle or not self._condition.wait_for(lambda: self._written >= last, TIMEOUT_S):
                 raise Unavailable(f"writes wait for Redis at {self._where}: {self._problem or 'it is slow'}")
@@ -140,6 +148,11 @@ class RedisStore:
             self._condition.notify_all()
         self._thread.join(timeout + 2 * TIMEOUT_S)
         self._redis.close()
+
+    def _hurry(self) -> None:
+        """Somebody waits for what is in the queue."""
+        self._awaited = True
+        self._condition.notify_all()
 
     @property
     def _written(self) -> int:
@@ -164,6 +177,8 @@ class RedisStore:
                 if self._close_by is not None:
                     return None
                 self._condition.wait()
+            self._condition.wait_for(lambda: self._awaited or self._close_by is not None, GATHER_S)
+            self._awaited = False
             metrics.store_backlog.set(len(self._backlog))
             batch = [write for group in together(self._backlog.take()) for write in group]
             self._in_delivery = len(batch)
@@ -203,7 +218,7 @@ class RedisStore:
                 self._records.load_scripts()
             else:
                 break
-        outcomes = [_outcome(answer) for answer in answers]
+        outcomes = [outcome_of(answer) for answer in answers]
         return [outcome for group, outcome in zip(groups, outcomes[: len(groups)], strict=True) for _ in group]
 
     def _succeeded(self, batch: list[Write], outcomes: list[Outcome], lease: bool) -> None:
@@ -277,12 +292,3 @@ class RedisStore:
 def _taken(request_id: str) -> InvalidInput:
     text = f"request id {request_id} is taken: every request needs an id of its own"
     return InvalidInput(text, field="request_id")
-
-
-def _outcome(answer: object) -> Outcome:
-    """What a script answered. Raises the error, unless it comes of that one record."""
-    if is_wrong_type(answer):
-        return Outcome.BROKEN
-    if isinstance(answer, Exception):
-        raise answer
-    return Outcome(answer) if isinstance(answer, int) else Outcome.DONE
