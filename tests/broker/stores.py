@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 
 from lighttts.broker.instructions import AppendTokens, DeleteRequest, SaveEncoded, SaveRequest, SaveState, Write
 from lighttts.broker.redis_store import Limits, RedisStore
-from lighttts.broker.state import StoreEvents
+from lighttts.broker.state import Claim, StoreEvents
 from lighttts.errors import LightTTSError
 from tests.broker.harness import CLIENT, encoded, raw, synth, tokens
 
@@ -56,10 +56,12 @@ def open_store(url: str, told: Told, limits: Limits = QUICK, *, owner: str = "me
 
 
 def write_safely(store: RedisStore, told: Told, *writes: Write) -> None:
-    """Writes and waits until all of it is in Redis: a last record is only confirmed when those before it are."""
+    """Writes and waits until all of it is in Redis: a last record is only confirmed when those before it are, and only
+    told to be absent when it has been deleted."""
     for write in writes:
         store.write(write)
     store.write(SaveRequest("last", b"", [b""]))
     while (told.stored.get(timeout=WAIT_S)) != ("last", None):
         pass
     store.write(DeleteRequest("last"))
+    assert store.claim("last") is Claim.ABSENT

@@ -10,7 +10,7 @@ import pytest
 from lighttts.broker.instructions import AppendTokens, DeleteRequest, SaveRequest, SaveState
 from lighttts.broker.keys import keys_of
 from lighttts.broker.redis_store import RedisStore
-from lighttts.broker.state import MemoryStore
+from lighttts.broker.state import Claim, MemoryStore
 from lighttts.errors import ConfigError, Unavailable
 from tests.broker.harness import CLIENT, encoded, raw, synth, tokens
 from tests.broker.stores import QUICK, WAIT_S, Told, open_store, record_of, write_safely
@@ -153,6 +153,7 @@ def test_a_full_queue_gives_up_one_requests_record_and_keeps_the_others(redis_se
             store.write(AppendTokens("big", seq, [b"frames"]))
         look.config_set("min-replicas-to-write", 0)
         assert told.changed.get(timeout=WAIT_S) == ""
+        assert store.claim("big") is Claim.ABSENT
         write_safely(store, told, AppendTokens("big", 10, [b"frames"]))
         assert not look.exists(*keys_of("big"))
         assert look.hget(keys_of("small").request, "state") == b"failed once"
