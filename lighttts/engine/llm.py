@@ -8,8 +8,8 @@ function of its job (text, prompt, seed, tokens already made) and of the batch a
   decoded in a batch of `CPU_ROWS` rows, padded if need be, and attends in a call of its own; so the shape of every
   operation depends on the request alone and its logits are equal bit for bit to those of a solo run in a process
   with as many threads.
-- On CUDA a step always computes all slots at once. Batch size is constant, but how far the attention reaches depends
-  on the longest request, so logits may differ in the last bits from those of a solo run.
+- On CUDA a step always computes all slots at once, as a CUDA graph. Batch size is constant, but how far the attention
+  reaches depends on the longest request, so logits may differ in the last bits from those of a solo run.
 
 A resumed request (`done_tokens`) continues with the random numbers it would have had. Its context is prefilled instead
 of decoded token by token, so its logits agree with those of the uninterrupted run up to rounding: another token is
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from lighttts.engine.kv_cache import KVCache, PrefillAttend, RowAttend, SlotsAttend
+from lighttts.engine.step_graphs import StepGraphs
 from lighttts.errors import InvalidInput
 from lighttts.models.llm import MAX_SPEECH_PER_TEXT, MIN_SPEECH_PER_TEXT, SpeechLM
 from lighttts.models.qwen2 import Attend, Rotation
@@ -104,6 +105,11 @@ class LLMEngine:
             self._embedding = torch.cat([model.llm_embedding.weight, model.speech_embedding.weight])
             columns = _HISTORY + model.sampling.win_size
             self._state = torch.zeros((slots, columns), dtype=torch.int64, device=model.device)
+            self._drawn = torch.zeros(slots, dtype=torch.int64, device=model.device)
+            self._graphs: StepGraphs | None = None
+            if model.device.type == "cuda":
+                self._graphs = StepGraphs(self._decode_all, self._state, max_length)
+                self._graphs.capture_all()
 
     @property
     def active(self) -> int:
@@ -148,10 +154,23 @@ class LLMEngine:
         requests = sorted(self._active.values(), key=lambda request: request.slot)
         if not requests:
             return steps
-        rows = CPU_ROWS if self._alone else len(requests)
-        groups = [requests[at : at + rows] for at in range(0, len(requests), rows)]
-        drawn = torch.cat([self._decode(group) for group in groups]).tolist()
+        drawn = self._drawn_alone(requests) if self._alone else self._drawn_together(requests)
         return steps + [self._advance(request, token) for request, token in zip(requests, drawn, strict=True)]
+
+    def _drawn_alone(self, requests: Sequence[_Request]) -> list[int]:
+        groups = [requests[at : at + CPU_ROWS] for at in range(0, len(requests), CPU_ROWS)]
+        drawn: list[int] = torch.cat([self._decode(group) for group in groups]).tolist()
+        return drawn
+
+    def _drawn_together(self, requests: Sequence[_Request]) -> list[int]:
+        """The host waits once: for the ids drawn."""
+        positions = 1 + max(request.position for request in requests)
+        if self._graphs:
+            self._graphs.run(positions)
+        else:
+            self._decode_all(positions)
+        drawn = self._drawn.tolist()
+        return [drawn[request.slot] for request in requests]
 
     def _prepare(self, job: GenerateJob) -> _Request:
         vocabulary = self._vocabulary
@@ -218,22 +237,22 @@ class LLMEngine:
         self.model.body(embedded, Rotation(*self._rotary[:, :length]), attend)
 
     def _decode(self, group: Sequence[_Request]) -> Tensor:
-        """Advance a group by one step: the ids drawn, int64 [len(group)] on the device, stop ids included."""
+        """Advance a group by one step: the ids drawn, int64 [len(group)], stop ids included."""
         slots = [request.slot for request in group]
-        if self._alone:
-            slots += slots[:1] * (CPU_ROWS - len(slots))
-            state = self._state[torch.tensor(slots)]
-            attend: Attend = RowAttend(self._cache, [(request.slot, request.position) for request in group])
-        else:
-            state = self._state
-            attend = SlotsAttend(self._cache, state[:, _POSITION], max(request.position for request in group))
+        slots += slots[:1] * (CPU_ROWS - len(slots))
+        state = self._state[torch.tensor(slots)]
+        attend = RowAttend(self._cache, [(request.slot, request.position) for request in group])
         drawn = self._draw(self._logits(state, attend), state)
-        after = self._after(state, drawn)
-        if self._alone:
-            self._state[torch.tensor(slots[: len(group)])] = after[: len(group)]
-            return drawn[: len(group)]
-        self._state = after
-        return drawn[torch.tensor(slots, device=drawn.device)]
+        self._state[torch.tensor(slots[: len(group)])] = self._after(state, drawn)[: len(group)]
+        return drawn[: len(group)]
+
+    def _decode_all(self, positions: int) -> None:
+        """Advance all slots by one step, `_drawn` takes their ids. Tensors stay in place, nothing is read back."""
+        state = self._state
+        attend = SlotsAttend(self._cache, state[:, _POSITION], positions - 1)
+        drawn = self._draw(self._logits(state, attend), state)
+        self._drawn.copy_(drawn)
+        state.copy_(self._after(state, drawn))
 
     def _logits(self, state: Tensor, attend: Attend) -> Tensor:
         embedded = self._embedding[state[:, _INPUT]].unsqueeze(1)
