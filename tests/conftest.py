@@ -12,5 +12,7 @@ import signal
 pytest_plugins = ["tests.redis_server"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels run in Triton's interpreter, if this is set before they are first imported.
+os.environ["TRITON_INTERPRET"] = "1"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,89 @@
+"""What the packed estimator does besides products with matrices: in torch, and on a GPU in Triton's kernels.
+
+Rows are (half, block): row `half * blocks + i` is version `half` of block `i`. Frames lie flat, (rows x frames,
+features). What is written in place is said so.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lighttts.engine.flow_pages import Blocks
+from lighttts.models.streaming import TAIL
+
+EPSILON = 1e-5
+"""Of every layer norm in the estimator."""
+
+
+class FlowOps(Protocol):
+    any_width: bool
+    """Whether attention takes as long as the pasts are, however wide `Blocks.table` is."""
+
+    def attend(self, qkv: Tensor, kv: Tensor, layer: int, blocks: Blocks) -> Tensor:
+        """Attention of each block's frames to all of its request up to its chunk's end.
+
+        `qkv`: (rows, frames, 3 width), queries, keys, values; `kv`: `PagePool.solver_kv`, which gets this block's keys
+        and values in place. (rows, frames, width).
+        """
+
+    def add_norm(self, x: Tensor, more: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+        """Layer norm of `x + more`, which `x` becomes in place."""
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """In place."""
+
+    def unfold(self, x: Tensor, tails: Tensor, first: int, blocks: Blocks) -> Tensor:
+        """Each frame behind the two before it, as `convolve` multiplies: (rows, frames, 3 channels).
+
+        `tails`: `PagePool.solver_tails`, whose channels from `first` on get this block's last frames in place.
+        """
+
+    def norm_mish(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, step: Tensor | None) -> Tensor:
+        """Mish of the layer norm of `x` (rows, frames, width), and `add` to it.
+
+        With `step` (blocks,), `add` (steps, width) is one vector a solver step; else it is of the shape of `x`.
+        """
+
+
+class TorchOps:
+    """In torch, for the CPU."""
+
+    any_width = False
+
+    def attend(self, qkv: Tensor, kv: Tensor, layer: int, blocks: Blocks) -> Tensor:
+        halves, heads, frames, size = kv.size(3), kv.size(5), kv.size(6), kv.size(7)
+        longest = blocks.table.size(1)
+        split = qkv.view(halves, -1, frames, 3, heads, size).permute(3, 1, 0, 4, 2, 5)
+        kv[blocks.page, blocks.step, layer] = torch.stack([split[1], split[2]], dim=2)
+        past = kv[blocks.table, blocks.step[:, None], layer].permute(3, 0, 2, 4, 1, 5, 6).flatten(4, 5)
+        place = torch.arange(longest * frames, device=qkv.device)
+        mask = place < ((blocks.count - 1) * frames + blocks.length)[:, None]
+        context = F.scaled_dot_product_attention(split[0], past[0], past[1], attn_mask=mask[:, None, None, None])
+        return context.permute(1, 0, 3, 2, 4).reshape(qkv.size(0), frames, -1)
+
+    def add_norm(self, x: Tensor, more: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+        if more is not None:
+            x += more
+        return F.layer_norm(x, weight.shape, weight, bias, EPSILON)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return x.copy_(F.gelu(x))
+
+    def unfold(self, x: Tensor, tails: Tensor, first: int, blocks: Blocks) -> Tensor:
+        halves, channels, frames = tails.size(2), x.size(-1), x.size(1)
+        here = slice(first, first + channels)
+        by_half = x.view(halves, -1, frames, channels)
+        tails[blocks.page, blocks.step, :, :, here] = by_half[:, :, -TAIL:].transpose(0, 1)
+        lead = tails[blocks.before, blocks.step, :, :, here].transpose(0, 1).flatten(0, 1)
+        led = torch.cat([lead, x], dim=1)
+        return torch.cat([led[:, tap : tap + frames] for tap in range(TAIL + 1)], dim=-1)
+
+    def norm_mish(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, step: Tensor | None) -> Tensor:
+        normed = F.mish(F.layer_norm(x, weight.shape, weight, bias, EPSILON))
+        if step is None:
+            return normed + add
+        return normed + add[step].repeat(x.size(0) // len(step), 1)[:, None]

@@ -1,0 +1,219 @@
+"""The packed estimator's operations as Triton kernels. Sums and norms are in float32 whatever the dtype.
+
+Attention keeps a running maximum and sum over the pages (Dao et al., "FlashAttention", arXiv:2205.14135).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lighttts.engine.flow_ops import EPSILON
+from lighttts.engine.flow_pages import Blocks
+
+_ROWS = 4
+"""Frames of one program of a norm."""
+_LED_ROWS = 8
+"""Frames of one program of `_unfold`."""
+_ELEMENTS = 1024
+"""Numbers of one program of an elementwise kernel."""
+
+
+@triton.jit
+def _page_offset(page, step, half, layer, strides_page, strides_step, strides_layer, strides_half):
+    return page * strides_page + step * strides_step + layer * strides_layer + half * strides_half
+
+
+@triton.jit
+def _store(qkv, kv, page, step, layer, blocks, heads, by_page, by_step, by_layer, by_half,
+           FRAMES: tl.constexpr, SIZE: tl.constexpr, F: tl.constexpr, D: tl.constexpr):  # fmt: skip
+    row, head = tl.program_id(0), tl.program_id(1)
+    block, half = row % blocks, row // blocks
+    frame, size = tl.arange(0, F)[:, None], tl.arange(0, D)[None]
+    inside = (frame < FRAMES) & (size < SIZE)
+    base = _page_offset(tl.load(page + block), tl.load(step + block), half, layer, by_page, by_step, by_layer, by_half)
+    width = heads * SIZE
+    source = qkv + (row * FRAMES + frame) * 3 * width + head * SIZE + size
+    goal = kv + base + (head * FRAMES + frame) * SIZE + size
+    tl.store(goal, tl.load(source + width, mask=inside), mask=inside)
+    tl.store(goal + width * FRAMES, tl.load(source + 2 * width, mask=inside), mask=inside)
+
+
+@triton.jit
+def _attend(qkv, kv, out, table, count, length, step, layer, blocks, heads, longest, scale,
+            by_page, by_step, by_layer, by_half,
+            FRAMES: tl.constexpr, SIZE: tl.constexpr, F: tl.constexpr, D: tl.constexpr):  # fmt: skip
+    row, head = tl.program_id(0), tl.program_id(1)
+    block, half = row % blocks, row // blocks
+    frame, size = tl.arange(0, F), tl.arange(0, D)
+    inside = (frame[:, None] < FRAMES) & (size[None] < SIZE)
+    width = heads * SIZE
+    query = tl.load(
+        qkv + (row * FRAMES + frame[:, None]) * 3 * width + head * SIZE + size[None], mask=inside, other=0.0
+    )
+    pages, last, at = tl.load(count + block), tl.load(length + block), tl.load(step + block)
+    top = tl.full([F], -float("inf"), tl.float32)
+    total = tl.zeros([F], tl.float32)
+    mixed = tl.zeros([F, D], tl.float32)
+    for place in range(pages):
+        page = tl.load(table + block * longest + place)
+        known = tl.where(place == pages - 1, last, FRAMES)
+        real = (frame[:, None] < known) & (size[None] < SIZE)
+        base = _page_offset(page, at, half, layer, by_page, by_step, by_layer, by_half) + head * FRAMES * SIZE
+        tile = kv + base + frame[:, None] * SIZE + size[None]
+        keys = tl.load(tile, mask=real, other=0.0)
+        values = tl.load(tile + width * FRAMES, mask=real, other=0.0)
+        score = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+        score = tl.where(frame[None] < known, score, -float("inf"))
+        higher = tl.maximum(top, tl.max(score, 1))
+        weight = tl.exp2(score - higher[:, None])
+        shrink = tl.exp2(top - higher)
+        total = total * shrink + tl.sum(weight, 1)
+        mixed = mixed * shrink[:, None] + tl.dot(weight.to(values.dtype), values, input_precision="ieee")
+        top = higher
+    goal = out + (row * FRAMES + frame[:, None]) * width + head * SIZE + size[None]
+    tl.store(goal, (mixed / total[:, None]).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _add_norm(x, more, out, weight, bias, rows, epsilon,
+              ADD: tl.constexpr, WIDTH: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, W)[None]
+    inside = (row < rows) & (column < WIDTH)
+    place = row * WIDTH + column
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        value += tl.load(more + place, mask=inside, other=0.0).to(tl.float32)
+        rounded = value.to(x.dtype.element_ty)
+        tl.store(x + place, rounded, mask=inside)
+        value = rounded.to(tl.float32)
+    mean = tl.sum(value, 1)[:, None] / WIDTH
+    centred = tl.where(inside, value - mean, 0.0)
+    deviation = tl.sqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + epsilon)
+    scale = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    shift = tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    tl.store(out + place, (centred / deviation * scale + shift).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _norm_mish(x, add, out, weight, bias, step, rows, blocks, frames, epsilon,
+               BY_STEP: tl.constexpr, WIDTH: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, W)[None]
+    inside = (row < rows) & (column < WIDTH)
+    place = row * WIDTH + column
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(value, 1)[:, None] / WIDTH
+    centred = tl.where(inside, value - mean, 0.0)
+    deviation = tl.sqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + epsilon)
+    scale = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    shift = tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    normed = centred / deviation * scale + shift
+    # tanh(log(1 + e^v)) = (n^2 + 2n) / (n^2 + 2n + 2) with n = e^v; beyond 20 that is 1 in float32.
+    grown = tl.exp(tl.minimum(normed, 20.0))
+    grown = grown * (grown + 2.0)
+    mish = normed * (grown / (grown + 2.0))
+    if BY_STEP:
+        at = tl.load(step + (row // frames) % blocks, mask=row < rows, other=0)
+        more = tl.load(add + at * WIDTH + column, mask=inside, other=0.0)
+    else:
+        more = tl.load(add + place, mask=inside, other=0.0)
+    tl.store(out + place, (mish + more.to(tl.float32)).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gelu(x, count, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + place, mask=place < count, other=0.0).to(tl.float32)
+    value = value * 0.5 * (1.0 + tl.erf(value * 0.7071067811865476))
+    tl.store(x + place, value.to(x.dtype.element_ty), mask=place < count)
+
+
+@triton.jit
+def _unfold(x, tails, out, page, before, step, leader, first, blocks,
+            by_page, by_step, by_half, by_tail,
+            FRAMES: tl.constexpr, CHANNELS: tl.constexpr, C: tl.constexpr,
+            LED: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0)
+    frame = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    block, half = row % blocks, row // blocks
+    channel = tl.arange(0, C)[None]
+    inside = (frame < FRAMES) & (channel < CHANNELS)
+    at, led_by = tl.load(step + block), tl.load(leader + block + frame * 0)
+    kept = tails + at * by_step + half * by_half + first + channel
+    theirs = kept + tl.load(before + block) * by_page
+    lead = x + (half * blocks + tl.maximum(led_by, 0)) * FRAMES * CHANNELS + channel
+    for tap in tl.static_range(LED + 1):
+        source = frame + tap - LED
+        value = tl.load(x + (row * FRAMES + source) * CHANNELS + channel, mask=inside & (source >= 0), other=0.0)
+        # The chunk before is in this batch, or has left its last frames in its page.
+        value += tl.load(lead + (FRAMES + source) * CHANNELS, mask=inside & (source < 0) & (led_by >= 0), other=0.0)
+        value += tl.load(theirs + (source + LED) * by_tail, mask=inside & (source < 0) & (led_by < 0), other=0.0)
+        tl.store(out + ((row * FRAMES + frame) * (LED + 1) + tap) * CHANNELS + channel, value, mask=inside)
+        if tap == LED:
+            mine = kept + tl.load(page + block) * by_page + (frame - FRAMES + LED) * by_tail
+            tl.store(mine, value, mask=inside & (frame >= FRAMES - LED))
+
+
+def _power(count: int) -> int:
+    """The least block that holds `count` and that a product of tiles takes."""
+    return max(16, triton.next_power_of_2(count))
+
+
+class TritonOps:
+    """`FlowOps` on a GPU."""
+
+    any_width = True
+
+    def attend(self, qkv: Tensor, kv: Tensor, layer: int, blocks: Blocks) -> Tensor:
+        rows, frames, tripled = qkv.shape
+        heads, size = kv.size(5), kv.size(7)
+        strides = kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3)
+        sizes = {"FRAMES": frames, "SIZE": size, "F": _power(frames), "D": _power(size)}
+        count = len(blocks.page)
+        _store[(rows, heads)](qkv, kv, blocks.page, blocks.step, layer, count, heads, *strides, **sizes)
+        out = qkv.new_empty(rows, frames, tripled // 3)
+        scale = size**-0.5 * 1.4426950408889634  # exp(x) is 2 ** (x log2 e)
+        _attend[(rows, heads)](
+            qkv, kv, out, blocks.table, blocks.count, blocks.length, blocks.step, layer, count, heads,
+            blocks.table.size(1), scale, *strides, **sizes, num_warps=4, num_stages=2,
+        )  # fmt: skip
+        return out
+
+    def add_norm(self, x: Tensor, more: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+        width = x.size(-1)
+        rows = x.numel() // width
+        out = torch.empty_like(x)
+        _add_norm[(triton.cdiv(rows, _ROWS),)](
+            x, more, out, weight, bias, rows, EPSILON,
+            ADD=more is not None, WIDTH=width, W=triton.next_power_of_2(width), ROWS=_ROWS,
+        )  # fmt: skip
+        return out
+
+    def gelu(self, x: Tensor) -> Tensor:
+        _gelu[(triton.cdiv(x.numel(), _ELEMENTS),)](x, x.numel(), BLOCK=_ELEMENTS)
+        return x
+
+    def unfold(self, x: Tensor, tails: Tensor, first: int, blocks: Blocks) -> Tensor:
+        rows, frames, channels = x.shape
+        led = tails.size(3)
+        out = x.new_empty(rows, frames, (led + 1) * channels)
+        _unfold[(rows, triton.cdiv(frames, _LED_ROWS))](
+            x, tails, out, blocks.page, blocks.before, blocks.step, blocks.leader, first, len(blocks.page),
+            tails.stride(0), tails.stride(1), tails.stride(2), tails.stride(3),
+            FRAMES=frames, CHANNELS=channels, C=triton.next_power_of_2(channels), LED=led, ROWS=_LED_ROWS,
+        )  # fmt: skip
+        return out
+
+    def norm_mish(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, step: Tensor | None) -> Tensor:
+        rows, frames, width = x.shape
+        out = torch.empty_like(x)
+        blocks = 1 if step is None else len(step)
+        _norm_mish[(triton.cdiv(rows * frames, _ROWS),)](
+            x, add, out, weight, bias, step, rows * frames, blocks, frames, EPSILON,
+            BY_STEP=step is not None, WIDTH=width, W=triton.next_power_of_2(width), ROWS=_ROWS,
+        )  # fmt: skip
+        return out
