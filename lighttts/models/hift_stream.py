@@ -88,7 +88,7 @@ def _vocode_even(model: HiFTGenerator, hops: Sequence[VocoderHop]) -> list[Vocod
     audio = model.decode(mel, source)
     held = OVERLAP * model.config.source.frame
     if states:
-        faded = _cross_fade(torch.stack([state.audio for state in states]), audio[:, :held], hops[0].seed is not None)
+        faded = cross_fade(torch.stack([state.audio for state in states]), audio[:, :held], hops[0].seed is not None)
         audio = torch.cat([faded, audio[:, held:]], dim=1)
     results = []
     for row, hop in enumerate(hops):
@@ -132,18 +132,18 @@ def _excite(
 def _noise(model: HiFTGenerator, f0: Tensor, seeds: Sequence[int], firsts: Sequence[int]) -> Tensor:
     """The noise of each row's samples (rows, samples), numbered from the request's first sample."""
     frame = model.config.source.frame
-    keys = torch.tensor([_as_int64(seed) for seed in seeds], device=f0.device)[:, None]
+    keys = torch.tensor([as_int64(seed) for seed in seeds], device=f0.device)[:, None]
     starts = torch.tensor(firsts, device=f0.device)[:, None] * frame
     return normal(keys, starts + torch.arange(f0.size(1) * frame, device=f0.device), Stream.VOCODER_NOISE)
 
 
-def _as_int64(seed: int) -> int:
+def as_int64(seed: int) -> int:
     """The int64 that has the bits of a seed of up to 64 bits."""
     seed &= (1 << 64) - 1
     return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
-def _cross_fade(old: Tensor, new: Tensor, level: bool) -> Tensor:
+def cross_fade(old: Tensor, new: Tensor, level: bool) -> Tensor:
     """`old` fading out under `new` fading in: halves of a Hamming window, with `level` scaled to add up to 1."""
     window = torch.hamming_window(2 * new.size(1), periodic=False, dtype=torch.float64, device=new.device)
     fade_in, fade_out = window.chunk(2)

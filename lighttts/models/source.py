@@ -55,9 +55,9 @@ class HarmonicSource(nn.Module):
         """The excitation as upstream computes it: the phase starts at zero and stands still outside the outermost
         centres; arithmetic is float32, off by a hundredth of a radian after half a minute.
         """
-        phase = torch.cumsum(self._rates(f0), dim=-1) * 2 * torch.pi * self.config.frame
+        phase = torch.cumsum(self.rates(f0), dim=-1) * 2 * torch.pi * self.config.frame
         phase = F.interpolate(phase, scale_factor=self.config.frame, mode="linear")
-        return self._merge(f0, phase.sin(), noise)
+        return self.merge(f0, phase.sin(), noise)
 
     def onwards(self, f0: Tensor, noise: Tensor | None, onset: Onset) -> tuple[Tensor, Tensor]:
         """The excitation with a phase that goes through `onset`, and the phase at its end for the next `Onset`.
@@ -66,23 +66,31 @@ class HarmonicSource(nn.Module):
         frame's rate outside the outermost centres: a signal made in pieces has no seam.
         """
         frame = self.config.frame
-        rates = self._rates(f0).double()
+        rates = self.rates(f0).double()
         centres = torch.cumsum(rates * frame, dim=-1)
         known = centres[..., onset.frame] - rates[..., onset.frame] * (frame / 2)
         centres = centres + (onset.phase - known)[..., None]
-        offsets = torch.arange(frame, device=f0.device, dtype=torch.float32) + (0.5 - frame / 2)
+        end = (centres[..., -1] + rates[..., -1] * (frame / 2)) % 1
+        return self.merge(f0, self.sines(rates, centres), noise), end
+
+    def sines(self, rates: Tensor, centres: Tensor) -> Tensor:
+        """Harmonics (rows, harmonics + 1, samples), float32, from each frame's `rates` and the cycles `centres` at its
+        centre, (rows, harmonics + 1, frames) in float64.
+        """
+        frame = self.config.frame
+        offsets = torch.arange(frame, device=rates.device, dtype=torch.float32) + (0.5 - frame / 2)
         before, after = rates.float(), torch.cat([rates[..., 1:], rates[..., -1:]], dim=-1).float()
         early, late = before[..., None] * offsets.clamp(max=0), after[..., None] * offsets.clamp(min=0)
         cycles = (centres % 1).float()[..., None] + early + late
-        sines = torch.sin(cycles.flatten(2) * (2 * torch.pi))
-        return self._merge(f0, sines, noise), (centres[..., -1] + rates[..., -1] * (frame / 2)) % 1
+        return torch.sin(cycles.flatten(2) * (2 * torch.pi))
 
-    def _rates(self, f0: Tensor) -> Tensor:
+    def rates(self, f0: Tensor) -> Tensor:
         """Cycles a sample of each harmonic, (rows, harmonics + 1, frames) float32."""
         orders = torch.arange(1, self.config.harmonics + 2, device=f0.device)[:, None]
         return (f0.detach().float()[:, None] * orders / self.config.sample_rate) % 1
 
-    def _merge(self, f0: Tensor, sines: Tensor, noise: Tensor | None) -> Tensor:
+    def merge(self, f0: Tensor, sines: Tensor, noise: Tensor | None) -> Tensor:
+        """The excitation (rows, samples) of a pitch (rows, frames), its harmonics and its noise (rows, samples)."""
         config, weight = self.config, self.l_linear.weight[0]
         voiced = (f0.detach() > config.voiced_above).to(weight.dtype).repeat_interleave(config.frame, dim=1)
         merged = torch.einsum("h,bhs->bs", weight * config.amplitude, sines.to(weight.dtype)) * voiced

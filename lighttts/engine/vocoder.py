@@ -1,0 +1,152 @@
+"""Vocoder engine: hops of many requests, of any lengths, in one replay of a CUDA graph.
+
+`lighttts.models.hift_stream.vocode` is the reference: it computes hops of one length together, kernel by kernel, and
+waits for their launch most of the time. Here a batch is padded to the next of a few sizes, for each of which a pass
+(`lighttts.engine.vocoder_net`) is captured at the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lighttts.engine.vocoder_graphs import Captures
+from lighttts.engine.vocoder_net import Passed, Rows, VocoderNet
+from lighttts.models.hift import HiFTGenerator
+from lighttts.models.hift_stream import OVERLAP, VocoderHop, VocoderResult, VocoderState, as_int64, vocode
+
+LENGTHS = (64, 112, 212)
+"""Mel frames of a row, held ones included: hops of 25, 50 and 100 tokens, and of 2 more, which a final hop may have."""
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What the passes of one length read: `rows` for the largest batch, and where its integers lie side by side."""
+
+    rows: Rows
+    numbers: Tensor
+
+    def first(self, count: int) -> Rows:
+        return Rows(*(tensor[:count] for tensor in self.rows))
+
+
+class Vocoder:
+    """Batches of up to `max_batch` hops; more are computed batch after batch.
+
+    Everything stays on the model's device: nothing here waits for it. On a GPU the convolutions are computed in
+    `dtype`, on a CPU in float32. Longer hops than the longest of `LENGTHS`, and those without seed, are left to the
+    reference.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: HiFTGenerator, *, max_batch: int, dtype: torch.dtype = torch.float16) -> None:
+        self._model = model
+        self._gpu = model.device.type == "cuda"
+        self._net = VocoderNet(model, dtype if self._gpu else torch.float32)
+        self._max_batch = max_batch
+        self._batches = [1 << power for power in range((max_batch - 1).bit_length())] + [max_batch]
+        self._held = OVERLAP * model.config.source.frame
+        self._buffers = self._allocate()
+        self._empty = torch.zeros(max(LENGTHS), model.config.bins, device=model.device)
+        self._silence = torch.zeros(self._held, device=model.device)
+        self._zero_phase = torch.zeros_like(self._buffers[LENGTHS[0]].rows.phase[0])
+        self._passes = self._prepare()
+
+    def _allocate(self) -> dict[int, Buffers]:
+        config, rows, device = self._model.config, self._max_batch, self._model.device
+        numbers = torch.zeros(rows, 4, dtype=torch.int64, device=device)
+        source, audio = torch.zeros(2, rows, self._held, device=device)
+        phase = torch.zeros(rows, config.source.harmonics + 1, dtype=torch.float64, device=device)
+        buffers = {}
+        for length in LENGTHS:
+            mel = torch.zeros(rows, length, config.bins, device=device)
+            frames, held, first, seed = numbers.unbind(1)
+            buffers[length] = Buffers(Rows(mel, frames, held, first, seed, source, audio, phase), numbers)
+        return buffers
+
+    def _prepare(self) -> dict[tuple[int, int], Callable[[], Passed]]:
+        """A pass of each length and batch; the largest first, whose memory the others then find room in."""
+        captures = Captures() if self._gpu else None
+        passes = {}
+        for length in sorted(LENGTHS, reverse=True):
+            for batch in sorted(self._batches, reverse=True):
+                run = partial(self._net, self._buffers[length].first(batch))
+                passes[length, batch] = run if captures is None else captures.capture(run)
+        return passes
+
+    @torch.inference_mode()
+    def vocode(self, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
+        """Audio of each hop, in the order of `hops`, as `lighttts.models.hift_stream.vocode` describes it.
+
+        What it returns shares memory with nothing that changes; results of one call may share memory with each other.
+        """
+        fits = [index for index, hop in enumerate(hops) if hop.seed is not None and _frames(hop) <= max(LENGTHS)]
+        others = sorted(set(range(len(hops))).difference(fits))
+        results = dict(zip(others, vocode(self._model, [hops[index] for index in others]), strict=True))
+        fits.sort(key=lambda index: _frames(hops[index]))
+        for begin in range(0, len(fits), self._max_batch):
+            group = fits[begin : begin + self._max_batch]
+            results.update(zip(group, self._vocode([hops[index] for index in group]), strict=True))
+        return [results[index] for index in range(len(hops))]
+
+    def _vocode(self, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
+        longest = max(_frames(hop) for hop in hops)
+        length = min(length for length in LENGTHS if length >= longest)
+        batch = min(batch for batch in self._batches if batch >= len(hops))
+        self._fill(self._buffers[length], hops, length, batch)
+        return self._results(hops, self._passes[length, batch]())
+
+    def _fill(self, buffers: Buffers, hops: Sequence[VocoderHop], length: int, batch: int) -> None:
+        """Puts `hops` into the first rows, and marks what is left of the batch as unused."""
+        numbers = [(_frames(hop), _held(hop), _first(hop), as_int64(hop.seed or 0)) for hop in hops]
+        numbers += [(0, 0, 0, 0)] * (batch - len(hops))
+        # From memory that is not pinned a copy would wait for the device.
+        host = torch.tensor(numbers, dtype=torch.int64, pin_memory=self._gpu)
+        buffers.numbers[:batch].copy_(host, non_blocking=True)
+        mels = []
+        for hop in hops:
+            held = () if hop.state is None else (hop.state.mel,)
+            mels += [*held, hop.mel, self._empty[: length - _frames(hop)]]
+        states = [hop.state for hop in hops]
+        count, rows = len(hops), buffers.rows
+        torch.cat(mels, out=rows.mel[:count].view(count * length, -1))
+        torch.stack([self._silence if state is None else state.source for state in states], out=rows.source[:count])
+        torch.stack([self._silence if state is None else state.audio for state in states], out=rows.audio[:count])
+        torch.stack([self._zero_phase if state is None else state.phase for state in states], out=rows.phase[:count])
+
+    def _results(self, hops: Sequence[VocoderHop], passed: Passed) -> list[VocoderResult]:
+        """Copies of what the next pass will overwrite, cut to each hop."""
+        count, frame = len(hops), self._model.config.source.frame
+        audio = passed.audio[:count].clone()
+        if all(hop.final for hop in hops):
+            return [VocoderResult(row[: _frames(hop) * frame], None) for hop, row in zip(hops, audio, strict=True)]
+        held, phase = passed.held[:count].clone(), passed.phase[:count].clone()
+        source, old, mel = held.tensor_split((self._held, 2 * self._held), dim=1)
+        mel = mel.view(count, OVERLAP, -1)
+        results = []
+        for row, hop in enumerate(hops):
+            frames = _frames(hop)
+            if hop.final:
+                results.append(VocoderResult(audio[row, : frames * frame], None))
+                continue
+            state = VocoderState(mel[row], source[row], old[row], phase[row], _first(hop) + frames - OVERLAP)
+            results.append(VocoderResult(audio[row, : (frames - OVERLAP) * frame], state))
+        return results
+
+
+def _held(hop: VocoderHop) -> int:
+    return 0 if hop.state is None else OVERLAP
+
+
+def _frames(hop: VocoderHop) -> int:
+    """Mel frames of a row, those held back included."""
+    return _held(hop) + hop.mel.size(0)
+
+
+def _first(hop: VocoderHop) -> int:
+    """The request's frame that the row starts with."""
+    return 0 if hop.state is None else hop.state.first

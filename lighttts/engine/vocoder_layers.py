@@ -1,0 +1,158 @@
+"""Every convolution of the HiFT vocoder as one operation, and that operation in plain torch.
+
+Tensors are (planes, rows, positions, channels): channels last, as tensor cores want them, and residual blocks that run
+side by side in planes of their own. A row has a true end; nothing beyond it is ever read as other than zero, so a row
+in a batch of longer ones gets the audio it would get alone. Two kinds of layer become plain convolutions here:
+
+- a transposed convolution of rate r makes position r q + p from the inputs around q: `up` packs it as a convolution to
+  r x outputs channels, whose result is the finer sequence once viewed so;
+- a convolution with stride f over 2 f taps reads two blocks of f positions: `down` packs it as a convolution of two
+  taps over f x inputs channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Span:
+    """Positions that exist of a row of n mel frames: `per` x n + `more`."""
+
+    per: int
+    more: int = 0
+
+    def ends(self, frames: Tensor) -> Tensor:
+        return frames * self.per + self.more
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where one plane's taps lie: `count` of them, `dilation` positions apart, the first at `first` (0: itself)."""
+
+    count: int
+    dilation: int
+    first: int
+
+    @property
+    def last(self) -> int:
+        return self.first + (self.count - 1) * self.dilation
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution a plane. `weight`: (taps of all planes, inputs, outputs); `bias`: float32 (planes, outputs)."""
+
+    weight: Tensor
+    bias: Tensor
+    taps: tuple[Taps, ...]
+
+    @classmethod
+    def beside(cls, convolutions: Sequence[nn.Module], dtype: torch.dtype) -> Convolution:
+        """Convolutions of equal channels and odd taps, which keep their input's length, each on a plane of its own."""
+        weights, biases, taps = [], [], []
+        for conv in convolutions:
+            assert isinstance(conv, nn.Conv1d)
+            assert conv.bias is not None
+            (count,), (dilation,) = conv.kernel_size, conv.dilation
+            weights.append(conv.weight.permute(2, 1, 0))
+            biases.append(conv.bias)
+            taps.append(Taps(count, dilation, -(count // 2) * dilation))
+        return cls(torch.cat(weights).to(dtype).contiguous(), torch.stack(biases).float(), tuple(taps))
+
+    @classmethod
+    def up(cls, conv: nn.Module, dtype: torch.dtype) -> Convolution:
+        assert isinstance(conv, nn.ConvTranspose1d)
+        assert conv.bias is not None
+        padding = conv.padding[0]
+        assert isinstance(padding, int)
+        (count,), (rate,) = conv.kernel_size, conv.stride
+        reach = max((count - 1 - padding) // rate, (padding + rate - 1) // rate)
+        weight = conv.weight.new_zeros(2 * reach + 1, conv.in_channels, rate, conv.out_channels)
+        for tap in range(2 * reach + 1):
+            for phase in range(rate):
+                source = phase + padding + rate * (reach - tap)
+                if 0 <= source < count:
+                    weight[tap, :, phase] = conv.weight[:, :, source]
+        bias = conv.bias.float().repeat(1, rate)
+        return cls(weight.flatten(2).to(dtype), bias, (Taps(2 * reach + 1, 1, -reach),))
+
+    @classmethod
+    def down(cls, conv: nn.Module, inputs: int, dtype: torch.dtype) -> Convolution:
+        """From `inputs` channels a position, those beyond the layer's own being zero."""
+        assert isinstance(conv, nn.Conv1d)
+        assert conv.bias is not None
+        (count,), (factor,) = conv.kernel_size, conv.stride
+        weight = F.pad(conv.weight.permute(2, 1, 0), (0, 0, 0, inputs - conv.in_channels))
+        taps = Taps(count // factor, 1, 0)
+        return cls(weight.reshape(taps.count, factor * inputs, -1).to(dtype), conv.bias.float()[None], (taps,))
+
+    @property
+    def outputs(self) -> int:
+        return self.weight.size(2)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What is done to the sums of a convolution, in this order, in float32.
+
+    `residual` is added, of each plane its own. With `total` the planes are then averaged to one. `beside`
+    (1, rows, positions, channels) is added with its position `shift` at this one's first but for a mirror: position t
+    takes |t - `shift`|. `slope`: leaky ReLU. The result is made as `dtype` if there is one. `alphas`
+    (snakes x planes, channels): Snakes of the result, one plane each, in the convolution's dtype.
+    """
+
+    residual: Tensor | None = None
+    total: bool = False
+    beside: Tensor | None = None
+    shift: int = 0
+    slope: float | None = None
+    dtype: torch.dtype | None = None
+    alphas: Tensor | None = None
+
+
+class Made(NamedTuple):
+    """What a convolution made: its result, and the Snakes of it, of what `Finish` asks for."""
+
+    value: Tensor | None
+    snaked: Tensor | None
+
+
+def snake(x: Tensor, alphas: Tensor) -> Tensor:
+    """x + sin(alpha x)^2 / alpha of (planes, rows, positions, channels) for alphas (planes or more, channels)."""
+    alpha = alphas[:, None, None]
+    return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
+
+
+def convolve(x: Tensor, layer: Convolution, frames: Tensor, span: Span, positions: int, finish: Finish) -> Made:
+    """Tensors of (planes, rows, `positions`, outputs); `span` of them exists, what follows is zero.
+
+    `x` must be zero beyond its own end. `frames`: mel frames of each row.
+    """
+    planes, begin = [], 0
+    for plane, taps in enumerate(layer.taps):
+        weight = layer.weight[begin : begin + taps.count].permute(2, 1, 0)
+        begin += taps.count
+        padding = (-taps.first, positions - 1 + taps.last - (x.size(2) - 1))
+        padded = F.pad(x[plane].transpose(1, 2), padding)
+        made = F.conv1d(padded, weight, dilation=taps.dilation).transpose(1, 2).float()
+        planes.append(made + layer.bias[plane])
+    value = torch.stack(planes)
+    if finish.residual is not None:
+        value = value + finish.residual
+    if finish.total:
+        value = value.mean(0, keepdim=True)
+    at = torch.arange(positions, device=x.device)
+    if finish.beside is not None:
+        value = value + finish.beside[:, :, (at - finish.shift).abs()]
+    if finish.slope is not None:
+        value = F.leaky_relu(value, finish.slope)
+    value = value.where((at < span.ends(frames)[:, None])[..., None], 0.0)
+    snaked = None if finish.alphas is None else snake(value, finish.alphas).to(x.dtype)
+    return Made(None if finish.dtype is None else value.to(finish.dtype), snaked)
