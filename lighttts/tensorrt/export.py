@@ -15,9 +15,8 @@ cost. Numbers are of the exported dtype, but for `t`, which is float32: half pre
     new.I.keys, .values   (rows, time, width)       of the frames of this call only
 
 A call starts where a chunk starts, and a frame sees the valid columns up to the end of its chunk. `past` may be 0: the
-graph is then one chunk-masked pass. Padding of the past stands on the left, padding of the new frames on the right; a
-row with such padding on the right has no meaningful `new_tails`, so it must be its stream's last. Hidden columns are
-multiplied by zero: what they hold must be finite.
+graph is then one chunk-masked pass. Padding of the past stands on the left, padding of the new frames on the right.
+Hidden columns are multiplied by zero: what they hold must be finite.
 """
 
 from __future__ import annotations
@@ -79,12 +78,16 @@ class EstimatorShape:
 
 
 class CachedWindow(Window):
-    """A pass with keys, values and tails of the past given as tensors, which collects those of the new frames."""
+    """A pass with keys, values and tails of the past given as tensors, which collects those of the new frames.
 
-    def __init__(self, mask: Tensor, pairs: Sequence[Tensor], tails: Tensor) -> None:
+    `lengths`: int64 (rows,), new frames that are real.
+    """
+
+    def __init__(self, mask: Tensor, pairs: Sequence[Tensor], tails: Tensor, lengths: Tensor) -> None:
         super().__init__(mask)
         self.pairs = pairs
         self.tails = tails
+        self._ends = (lengths[:, None] + torch.arange(TAIL, device=tails.device))[..., None]
         self._new: dict[int, tuple[Tensor, Tensor]] = {}
         self._new_tails: dict[int, Tensor] = {}
 
@@ -95,7 +98,7 @@ class CachedWindow(Window):
 
     def lead(self, first: int, x: Tensor) -> Tensor:
         led = torch.cat([self.tails[..., first : first + x.size(-1)], x], dim=1)
-        self._new_tails[first] = led[:, -TAIL:]
+        self._new_tails[first] = led.gather(1, self._ends.expand(-1, -1, x.size(-1)))
         return led
 
     @property
@@ -128,7 +131,8 @@ class CachedEstimator(nn.Module):
         *pairs: Tensor,
     ) -> tuple[Tensor, ...]:
         frames = [tensor.transpose(1, 2) for tensor in (x, mu, cond)]
-        window = CachedWindow(self._scores(mask, x), pairs, tails)
+        lengths = mask[:, 0, mask.size(2) - x.size(2) :].long().sum(dim=1)
+        window = CachedWindow(self._scores(mask, x), pairs, tails, lengths)
         velocity = self.estimator(frames[0], frames[1], spks, frames[2], self.estimator.time_mlp(t), window)
         return velocity.transpose(1, 2), window.new_tails, *window.new_pairs
 

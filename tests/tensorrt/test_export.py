@@ -56,35 +56,27 @@ def test_the_first_frames_give_the_reference_s_velocity(cached, golden) -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    pasts=st.lists(st.integers(0, 3), min_size=1, max_size=5),
-    time=st.integers(1, 3 * CHUNK),
+    hops=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3 * CHUNK)), min_size=1, max_size=5),
     seed=st.integers(0, 1000),
 )
-def test_any_batch_time_and_past_give_what_torch_gives(flow, cached, pasts, time, seed) -> None:
-    rows, past = len(pasts), CHUNK * max(pasts)
+def test_any_batch_time_and_past_give_what_torch_gives(flow, cached, hops, seed) -> None:
+    """`hops`: chunks before, and new frames, of each row."""
+    lengths, new = CHUNK * torch.tensor([past for past, _ in hops]), torch.tensor([new for _, new in hops])
+    rows, past, time = len(hops), int(lengths.max()), int(new.max())
     inputs, shape = conditions(rows, time, seed), cached.shape
-    lengths, new = CHUNK * torch.tensor(pasts), torch.full((rows,), time)
     tails = torch.randn(rows, 2, shape.channels)
     cache = torch.randn(shape.layers, 2, rows, past + time, shape.width)
     ends = (new[:, None] + torch.arange(2))[..., None]
     window = StreamWindow(chunk_mask(lengths, new, past, time, CHUNK), past, cache.clone(), tails, ends)
     expected = in_torch(flow, inputs, window)
-    mask = torch.arange(-past, time) >= -lengths[:, None]
+    columns = torch.arange(-past, time)
+    mask = (columns >= -lengths[:, None]) & (columns < new[:, None])
     out = cached.velocity(**inputs, mask=mask, past_keys_values=cache[..., :past, :], tails=tails)
-    assert (out.velocity - expected).abs().max() < 1e-5
     assert (out.tails - window.new_tails).abs().max() < 1e-5
-    assert (out.keys_values - window.cache[..., past:, :]).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("lengths", [(70, 33), (50, 1), (100, 99)])
-def test_padding_on_the_right_has_no_influence(flow, cached, lengths) -> None:
-    inputs = conditions(len(lengths), max(lengths))
-    expected = in_torch(flow, inputs, Window.whole(torch.tensor(lengths), max(lengths), CHUNK, CPU))
-    past, tails = cached.empty_past(len(lengths), CPU)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    out = cached.velocity(**inputs, mask=mask, past_keys_values=past, tails=tails).velocity
-    for row, length in enumerate(lengths):
-        assert (out[row, :length] - expected[row, :length]).abs().max() < 1e-5
+    for row, length in enumerate(new):
+        assert (out.velocity[row, :length] - expected[row, :length]).abs().max() < 1e-5
+        fresh = window.cache[:, :, row, past : past + length]
+        assert (out.keys_values[:, :, row, :length] - fresh).abs().max() < 1e-5
 
 
 def stream(cached: CachedVelocity, inputs: dict[str, Tensor], hops: list[int]) -> Velocity:
