@@ -89,6 +89,10 @@ class CausalConditionalCFM(nn.Module):
             both = x.to(mu.dtype).repeat(GUIDANCE_HALVES, 1, 1)
             velocity = self.estimator(both, mu, speaker, prompt, embedded[step : step + 1], window)
             batch.keep(step, window)
-            given, free = velocity.float().chunk(GUIDANCE_HALVES)
-            x = x + self.lengths[step] * ((1 + self.config.guidance) * given - self.config.guidance * free)
+            x = self.follow(x, step, velocity)
         return x
+
+    def follow(self, x: Tensor, step: int, velocity: Tensor) -> Tensor:
+        """`x` (rows, frames, mel) after Euler step `step` along `velocity` (GUIDANCE_HALVES x rows, frames, mel)."""
+        given, free = velocity.float().chunk(GUIDANCE_HALVES)
+        return x + self.lengths[step] * ((1 + self.config.guidance) * given - self.config.guidance * free)

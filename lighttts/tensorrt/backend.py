@@ -15,10 +15,11 @@ from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import CausalMaskedDiffWithXvec
 from lighttts.models.weights import fingerprint
 from lighttts.tensorrt.builder import Profile, Span, build_plan
-from lighttts.tensorrt.cache import EngineCache, EngineKey
+from lighttts.tensorrt.cache import EngineCache, EngineKey, default_folder
 from lighttts.tensorrt.export import EstimatorShape, export_estimator, graph_revision
 from lighttts.tensorrt.library import WANTED, TensorRT, find_library
 from lighttts.tensorrt.session import TensorRTSession
+from lighttts.tensorrt.solver import TensorRTSolver
 from lighttts.tensorrt.velocity import CachedVelocity, WholeVelocity
 
 PUBLISHED = "flow.decoder.estimator.fp32.onnx"
@@ -99,10 +100,18 @@ class Backend:
         return TensorRTSession(self.library, plan, self.device)
 
 
-def open_backend(device: torch.device, folder: Path) -> Backend | None:
-    """The backend, or None after one warning that says why, what to do, and that the default engine is used."""
+def use_tensorrt(flow: CausalMaskedDiffWithXvec, directory: ModelDirectory, folder: Path | None, blocks: int) -> bool:
+    """Have `flow`, of `directory` and on its GPU, solve with TensorRT; engines not in `folder` are built first.
+
+    `blocks`: hops computed together. Where TensorRT or a GPU is missing, one warning says why, what to install, and
+    that the default engine is used; the flow stays as it is and the answer is False. Raises `ModelError` if an engine
+    cannot be built, `ConfigError` if it cannot be kept.
+    """
     try:
-        return Backend.open(device, folder)
+        backend = Backend.open(flow.device, folder or default_folder())
     except (MissingDependency, ConfigError) as error:
         _log.warning("decode.engine is tensorrt, but the default engine is used", why=error.text)
-        return None
+        return False
+    cached = backend.cached(directory, flow, cached_profile(flow.config.estimator.chunk, blocks))
+    flow.decoder = TensorRTSolver(flow.decoder, cached, backend.published(directory))
+    return True

@@ -103,6 +103,10 @@ class WholeVelocity:
         self.profile = profile
         self._session, self._rows = session, rows
 
+    def holds(self, rows: int, time: int) -> bool:
+        """Whether `velocity` takes sequences of these sizes."""
+        return self.profile.holds(self._rows or rows, time, 0)
+
     def velocity(self, x: Tensor, mu: Tensor, speaker: Tensor, prompt: Tensor, t: Tensor, mask: Tensor) -> Tensor:
         """(rows, time, mel) float32. `mask`: (rows, time), True or 1 where a frame is real, padding on the right.
 
@@ -117,9 +121,9 @@ class WholeVelocity:
             "spks": speaker.float().contiguous(),
             "cond": prompt.float().mT.contiguous(),
         }
+        if not self.holds(*x.shape[:2]):
+            raise InternalError(f"{len(x)} rows of {x.size(1)} frames are not in the engine's {self.profile}")
         rows = self._rows or len(x)
-        if not self.profile.holds(rows, x.size(1), 0):
-            raise InternalError(f"{rows} rows of {x.size(1)} frames are not in the engine's {self.profile}")
         turns = [self._turn(inputs, range(first, first + rows), len(x)) for first in range(0, len(x), rows)]
         return torch.cat(turns)[: len(x)].mT
 

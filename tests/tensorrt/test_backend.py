@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -11,10 +12,9 @@ import structlog
 import torch
 
 from lighttts.errors import InternalError, ModelError
-from lighttts.models.directory import ModelDirectory
+from lighttts.models.flow import CausalMaskedDiffWithXvec, load_flow
 from lighttts.models.streaming import Window
-from lighttts.tensorrt import library
-from lighttts.tensorrt.backend import PUBLISHED, Backend, cached_profile, open_backend
+from lighttts.tensorrt.backend import PUBLISHED, Backend, cached_profile, use_tensorrt
 from lighttts.tensorrt.builder import build_plan
 from lighttts.tensorrt.cache import EngineCache
 
@@ -146,40 +146,41 @@ def test_the_profile_is_built_for_what_it_says_it_holds(backend, directory, flow
     assert not profile.holds(rows, time, profile.past.most + 1)
 
 
-def test_without_the_library_one_warning_says_what_to_install(monkeypatch, tmp_path) -> None:
+def test_a_directory_without_the_published_graph_has_no_whole_velocity(backend, directory) -> None:
+    assert not (directory.root / PUBLISHED).exists()
+    assert backend.published(directory) is None
+
+
+@pytest.fixture
+def own_flow(directory) -> CausalMaskedDiffWithXvec:
+    """One that a test may change."""
+    return load_flow(directory)
+
+
+def test_without_the_library_one_warning_says_what_to_install(monkeypatch, tmp_path, directory, own_flow) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
+    before = own_flow.decoder
     with structlog.testing.capture_logs() as logs:
-        assert open_backend(torch.device("cuda", 0), tmp_path) is None
+        assert not use_tensorrt(own_flow, directory, tmp_path, 2)
     assert len(logs) == 1
     assert logs[0]["log_level"] == "warning"
     assert "the default engine is used" in logs[0]["event"]
     assert "pip install tensorrt-cu13" in logs[0]["why"]
+    assert own_flow.decoder is before
 
 
-def test_a_library_whose_parts_are_missing_is_not_installed(monkeypatch, tmp_path) -> None:
+def test_a_library_whose_parts_are_missing_is_not_installed(monkeypatch, tmp_path, directory, own_flow) -> None:
     def broken(name: str) -> None:
         raise OSError("libnvinfer.so.10: cannot open shared object file")
 
-    monkeypatch.setattr(library.importlib, "import_module", broken)
+    monkeypatch.setattr(importlib, "import_module", broken)
     with structlog.testing.capture_logs() as logs:
-        assert open_backend(torch.device("cuda", 0), tmp_path) is None
+        assert not use_tensorrt(own_flow, directory, tmp_path, 2)
     assert [entry["log_level"] for entry in logs] == ["warning"]
 
 
-def test_without_a_gpu_one_warning_says_so(monkeypatch, tmp_path, fake) -> None:
+def test_without_a_gpu_one_warning_says_so(monkeypatch, tmp_path, fake, directory, own_flow) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     with structlog.testing.capture_logs() as logs:
-        assert open_backend(CPU, tmp_path) is None
+        assert not use_tensorrt(own_flow, directory, tmp_path, 2)
     assert [entry["why"] for entry in logs] == ["TensorRT needs an NVIDIA GPU, and model.device is none"]
-
-
-def test_with_the_library_and_a_gpu_there_is_a_backend(monkeypatch, tmp_path, fake) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    backend = open_backend(torch.device("cuda", 0), tmp_path)
-    assert backend is not None
-    assert backend.library is fake
-
-
-def test_a_directory_without_the_published_graph_has_no_whole_velocity(backend, directory) -> None:
-    assert not (directory.root / PUBLISHED).exists()
-    assert backend.published(ModelDirectory.open(directory.root)) is None
