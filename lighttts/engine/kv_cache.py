@@ -1,4 +1,4 @@
-"""Keys and values of all requests in preallocated slots, and the three ways a batch of positions attends to them."""
+"""Keys and values of all requests in preallocated slots, and the two ways positions attend to them on a CPU."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lighttts.models.qwen2 import CausalAttend, Qwen2Config
-
-_BUCKET = 64
-"""Positions to which `SlotsAttend` rounds the longest context up, so that few shapes occur."""
 
 
 class KVCache:
@@ -86,32 +83,3 @@ class RowAttend:
                 values[None, slot, :, : position + 1],
             ).view_as(query[row])
         return context
-
-
-class SlotsAttend:
-    """One new position for every slot of the cache in order, all in one masked call. Nothing is read back to the host.
-
-    The host gives the longest position only to bound the work; it is rounded up so that few shapes occur.
-    """
-
-    def __init__(self, cache: KVCache, positions: Tensor, longest: int) -> None:
-        """`positions` int64 [slots] on the device; `longest` is at least the largest that matters."""
-        self.cache = cache
-        self.positions = positions
-        self.slots = torch.arange(len(positions), device=positions.device)
-        self.length = min(-(-(longest + 1) // _BUCKET) * _BUCKET, cache.max_length)
-        place = torch.arange(self.length, device=positions.device)
-        self.allowed = (place <= positions.unsqueeze(1))[:, None, None, :]
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.slots, :, self.positions] = key[:, :, 0]
-        values[self.slots, :, self.positions] = value[:, :, 0]
-        batch, kv_heads, _, width = key.shape
-        context = F.scaled_dot_product_attention(
-            query.reshape(batch, kv_heads, -1, width),
-            keys[:, :, : self.length],
-            values[:, :, : self.length],
-            attn_mask=self.allowed,
-        )
-        return context.reshape(query.shape)

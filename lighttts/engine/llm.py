@@ -4,12 +4,11 @@ Pure and synchronous: a worker's thread calls `LLMEngine.step` and gets the toke
 function of its job (text, prompt, seed, tokens already made) and of the batch around it in no way:
 
 - Random numbers are keyed by (seed, token index), whoever else is drawn for.
-- On a CPU, matrix products give other last bits for other batch sizes. There every request is prefilled alone and
-  decoded in a batch of `CPU_ROWS` rows, padded if need be, and attends in a call of its own; so the shape of every
-  operation depends on the request alone and its logits are equal bit for bit to those of a solo run in a process
-  with as many threads.
-- On CUDA a step always computes all slots at once, as a CUDA graph. Batch size is constant, but how far the attention
-  reaches depends on the longest request, so logits may differ in the last bits from those of a solo run.
+- On a CPU (`lighttts.engine.llm_alone`) the shape of every operation depends on the request alone, so its logits are
+  equal bit for bit to those of a solo run in a process with as many threads.
+- On CUDA (`lighttts.engine.llm_batched`) the number of rows of a step depends on how many requests run, so logits may
+  differ in the last bits from those of a solo run. There a step is launched before the ids of the step before are
+  read: a request whose end has not been read yet runs along once more, and what it draws is dropped.
 
 A resumed request (`done_tokens`) continues with the random numbers it would have had. Its context is prefilled instead
 of decoded token by token, so its logits agree with those of the uninterrupted run up to rounding: another token is
@@ -25,22 +24,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from lighttts.engine.kv_cache import KVCache, PrefillAttend, RowAttend, SlotsAttend
-from lighttts.engine.step_graphs import StepGraphs
+from lighttts.engine.llm_alone import AloneSteps
+from lighttts.engine.llm_batched import BatchedSteps
+from lighttts.engine.llm_steps import Drawn, Piece, Steps
 from lighttts.errors import InvalidInput
 from lighttts.models.llm import MAX_SPEECH_PER_TEXT, MIN_SPEECH_PER_TEXT, SpeechLM
-from lighttts.models.qwen2 import Attend, Rotation
-from lighttts.models.sampling import sample
 
-CPU_ROWS = 2
-"""Rows of a decode call on a CPU. Two take as long as one, for it is reading the weights that takes the time."""
-PREFILL_TOKENS = 2048
+PREFILL_TOKENS = 1024
 """Default bound on the positions prefilled in one step."""
-
-_INPUT, _POSITION, _SEED, _STEP, _MINIMUM, _HISTORY = range(6)
-"""Columns of the per-slot state; the history takes all from `_HISTORY` on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,39 +69,39 @@ class _Request:
     """Row of the per-slot state at the first decode step."""
     made: int
     """Tokens made so far."""
+    launched: int
+    """Tokens made or being made."""
     limit: int
     """Tokens at which the request ends."""
-    slot: int = -1
-    position: int = 0
+    position: int
     """Position of the next decode step's input."""
+    prefilled: int = 0
+    slot: int = -1
+
+    @property
+    def ready(self) -> bool:
+        """Whether a decode step can be launched for it."""
+        return self.prefilled == len(self.sequence) - 1 and self.launched < self.limit
 
 
 class LLMEngine:
     def __init__(self, model: SpeechLM, *, slots: int, max_length: int, prefill_tokens: int = PREFILL_TOKENS) -> None:
         """`slots` requests run at once, each of at most `max_length` positions, of prompt and speech together.
 
-        A step prefills waiting requests up to `prefill_tokens` positions in all, one request whatever its length.
+        A step prefills waiting requests up to `prefill_tokens` positions in all. If the first has more, it is prefilled
+        whole on a CPU, and in several steps on a GPU.
         """
         self.model = model
         self._vocabulary = model.vocabulary
         self._max_length = max_length
-        self._prefill_tokens = prefill_tokens
-        self._alone = model.device.type == "cpu"
         self._waiting: deque[_Request] = deque()
         self._active: dict[int, _Request] = {}
         self._free = sorted(range(slots), reverse=True)
+        self._partly: _Request | None = None
+        self._flights: deque[tuple[list[_Request], Drawn]] = deque()
         with torch.inference_mode():
-            self._cache = KVCache(model.config, slots, max_length, model.device, model.dtype)
-            self._rotary = model.rotary_table(max_length)
-            # Inputs of a decode step are task and speech tokens: one table is one look-up instead of three.
-            self._embedding = torch.cat([model.llm_embedding.weight, model.speech_embedding.weight])
-            columns = _HISTORY + model.sampling.win_size
-            self._state = torch.zeros((slots, columns), dtype=torch.int64, device=model.device)
-            self._drawn = torch.zeros(slots, dtype=torch.int64, device=model.device)
-            self._graphs: StepGraphs | None = None
-            if model.device.type == "cuda":
-                self._graphs = StepGraphs(self._decode_all, self._state, max_length)
-                self._graphs.capture_all()
+            self._steps = _steps(model, slots, max_length, prefill_tokens)
+        self._prefill_tokens = min(prefill_tokens, self._steps.longest)
 
     @property
     def active(self) -> int:
@@ -149,28 +141,26 @@ class LLMEngine:
 
     @torch.inference_mode()
     def step(self) -> list[TokenStep]:
-        """Admit waiting requests, then make one token for each active one. Order of admission is order of arrival."""
+        """Admit waiting requests, then make one token for each active one. Order of admission is order of arrival.
+
+        On a GPU the tokens are those of the step launched by the call before.
+        """
         steps = self._admit()
-        requests = sorted(self._active.values(), key=lambda request: request.slot)
-        if not requests:
-            return steps
-        drawn = self._drawn_alone(requests) if self._alone else self._drawn_together(requests)
-        return steps + [self._advance(request, token) for request, token in zip(requests, drawn, strict=True)]
+        ready = sorted((request for request in self._active.values() if request.ready), key=lambda each: each.slot)
+        if ready:
+            self._flights.append((ready, self._steps.decode([(each.slot, each.position) for each in ready])))
+        for request in ready:
+            request.position += 1
+            request.launched += 1
+        ahead = self._steps.lag if ready else 0
+        while len(self._flights) > ahead:
+            steps += self._land(*self._flights.popleft())
+        return steps
 
-    def _drawn_alone(self, requests: Sequence[_Request]) -> list[int]:
-        groups = [requests[at : at + CPU_ROWS] for at in range(0, len(requests), CPU_ROWS)]
-        drawn: list[int] = torch.cat([self._decode(group) for group in groups]).tolist()
-        return drawn
-
-    def _drawn_together(self, requests: Sequence[_Request]) -> list[int]:
-        """The host waits once: for the ids drawn."""
-        positions = 1 + max(request.position for request in requests)
-        if self._graphs:
-            self._graphs.run(positions)
-        else:
-            self._decode_all(positions)
-        drawn = self._drawn.tolist()
-        return [drawn[request.slot] for request in requests]
+    def _land(self, requests: Sequence[_Request], drawn: Drawn) -> list[TokenStep]:
+        """What a step made; of those that have left since, nothing."""
+        pairs = zip(requests, drawn(), strict=True)
+        return [self._advance(request, token) for request, token in pairs if self._holds(request)]
 
     def _prepare(self, job: GenerateJob) -> _Request:
         vocabulary = self._vocabulary
@@ -200,6 +190,7 @@ class LLMEngine:
                 *history[-window:],
             ],
             made=made,
+            launched=made,
             limit=min(job.text_tokens * MAX_SPEECH_PER_TEXT, made + self._max_length - len(sequence) + 1),
             position=len(sequence) - 1,
         )
@@ -207,80 +198,45 @@ class LLMEngine:
     def _admit(self) -> list[TokenStep]:
         """Give slots to waiting requests within the prefill budget; requests with nothing left to make end here."""
         steps: list[TokenStep] = []
-        admitted: list[_Request] = []
-        positions = 0
-        while self._waiting and self._free:
-            request = self._waiting[0]
+        pieces: list[Piece] = []
+        room = self._prefill_tokens
+        while self._partly or (self._waiting and self._free):
+            request = self._partly or self._waiting[0]
             if request.made >= request.limit:
                 steps.append(TokenStep(self._waiting.popleft().key, (), True))
                 continue
-            if admitted and positions + request.position > self._prefill_tokens:
+            cost = self._steps.cost(len(request.sequence) - 1 - request.prefilled)
+            if pieces and cost > room:
                 break
-            positions += request.position
-            admitted.append(self._waiting.popleft())
-            request.slot = self._free.pop()
-            self._active[request.slot] = request
-        if admitted:
-            for group in [[request] for request in admitted] if self._alone else [admitted]:
-                self._prefill(group)
-            slots = torch.tensor([request.slot for request in admitted], device=self._state.device)
-            self._state[slots] = torch.tensor([request.state for request in admitted], device=self._state.device)
+            room -= cost
+            if request is not self._partly:
+                self._seat(self._waiting.popleft())
+            pieces.append(self._piece(request))
+        if pieces:
+            self._steps.prefill(pieces)
         return steps
 
-    def _prefill(self, group: Sequence[_Request]) -> None:
-        length = max(request.position for request in group)
-        ids = np.zeros((len(group), length), np.int64)
-        for row, request in zip(ids, group, strict=True):
-            row[: request.position] = request.sequence[:-1]
-        embedded = self.model.embed(torch.from_numpy(ids).to(self._state.device))
-        attend = PrefillAttend(self._cache, [request.slot for request in group])
-        self.model.body(embedded, Rotation(*self._rotary[:, :length]), attend)
+    def _seat(self, request: _Request) -> None:
+        request.slot = self._free.pop()
+        self._active[request.slot] = request
 
-    def _decode(self, group: Sequence[_Request]) -> Tensor:
-        """Advance a group by one step: the ids drawn, int64 [len(group)], stop ids included."""
-        slots = [request.slot for request in group]
-        slots += slots[:1] * (CPU_ROWS - len(slots))
-        state = self._state[torch.tensor(slots)]
-        attend = RowAttend(self._cache, [(request.slot, request.position) for request in group])
-        drawn = self._draw(self._logits(state, attend), state)
-        self._state[torch.tensor(slots[: len(group)])] = self._after(state, drawn)[: len(group)]
-        return drawn[: len(group)]
+    def _piece(self, request: _Request) -> Piece:
+        """As much of what is to be prefilled as goes at once."""
+        start, whole = request.prefilled, len(request.sequence) - 1
+        request.prefilled = min(whole, start + self._steps.longest)
+        self._partly = request if request.prefilled < whole else None
+        state = None if self._partly else request.state
+        return Piece(request.slot, start, request.sequence[start : request.prefilled], state)
 
-    def _decode_all(self, positions: int) -> None:
-        """Advance all slots by one step, `_drawn` takes their ids. Tensors stay in place, nothing is read back."""
-        state = self._state
-        attend = SlotsAttend(self._cache, state[:, _POSITION], positions - 1)
-        drawn = self._draw(self._logits(state, attend), state)
-        self._drawn.copy_(drawn)
-        state.copy_(self._after(state, drawn))
-
-    def _logits(self, state: Tensor, attend: Attend) -> Tensor:
-        embedded = self._embedding[state[:, _INPUT]].unsqueeze(1)
-        cosine, sine = self._rotary[:, state[:, _POSITION]][:, :, None, None]
-        logits: Tensor = self.model.llm_decoder(self.model.body(embedded, Rotation(cosine, sine), attend)[:, 0])
-        return logits.float()
-
-    def _draw(self, logits: Tensor, state: Tensor) -> Tensor:
-        early = state[:, _STEP] < state[:, _MINIMUM]
-        logits[:, self._vocabulary.end_of_speech].masked_fill_(early, -torch.inf)
-        return sample(logits, state[:, _HISTORY:], state[:, _SEED], state[:, _STEP], self.model.sampling)
-
-    def _after(self, state: Tensor, drawn: Tensor) -> Tensor:
-        """The state one step on. Slots without a request run along, so their position is kept within the cache."""
-        after = state.roll(-1, 1)
-        after[:, :_HISTORY] = state[:, :_HISTORY]
-        after[:, _INPUT] = drawn + self._vocabulary.task
-        after[:, _POSITION].add_(1).clamp_(max=self._max_length - 1)
-        after[:, _STEP] += 1
-        after[:, -1] = drawn
-        return after
+    def _holds(self, request: _Request) -> bool:
+        """Whether the request has not left its slot."""
+        return self._active.get(request.slot) is request
 
     def _advance(self, request: _Request, token: int) -> TokenStep:
         if token >= self._vocabulary.speech:
             self._release(request)
             return TokenStep(request.key, (), True)
         request.made += 1
-        request.position += 1
         finished = request.made >= request.limit
         if finished:
             self._release(request)
@@ -289,8 +245,16 @@ class LLMEngine:
     def _release(self, request: _Request) -> None:
         del self._active[request.slot]
         self._free.append(request.slot)
+        if self._partly is request:
+            self._partly = None
         if not self._active:
-            self._cache.give_back()
+            self._steps.rest()
+
+
+def _steps(model: SpeechLM, slots: int, max_length: int, prefill_tokens: int) -> Steps:
+    if model.device.type == "cpu":
+        return AloneSteps(model, slots, max_length)
+    return BatchedSteps(model, slots, max_length, prefill_tokens)
 
 
 def _check_ids(ids: npt.NDArray[np.int32], count: int, what: str) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lighttts.engine.kv_cache import KVCache, RowAttend, SlotsAttend
-from lighttts.engine.llm import CPU_ROWS, GenerateJob, LLMEngine, TokenStep
+from lighttts.engine import llm
+from lighttts.engine.kv_cache import KVCache
+from lighttts.engine.llm import GenerateJob, LLMEngine, TokenStep
+from lighttts.engine.llm_alone import CPU_ROWS
+from lighttts.engine.llm_batched import BatchedSteps, decode_rows, prefill_rows
 from lighttts.errors import InvalidInput
 from lighttts.metrics import resident_bytes
 from lighttts.models.directory import ModelDirectory
@@ -108,6 +111,12 @@ def varied(number: int) -> GenerateJob:
 @cache
 def solo_of(number: int) -> tuple[int, ...]:
     return tuple(solo(varied(number)))
+
+
+@cache
+def solo_runs() -> dict[int, tuple[int, ...]]:
+    """Of requests 0 to 20, by the strategy of a CPU."""
+    return {number: solo_of(number) for number in range(21)}
 
 
 class TestGeneration:
@@ -259,53 +268,110 @@ class TestBatching:
             assert tuple(run(shared, [varied(number)])[number]) == solo_of(number)
 
 
-class TestAllSlotsAtOnce:
-    """The strategy of a GPU, run here on the CPU: one masked attention call and one batch for all slots."""
+class TestBatchedSteps:
+    """The strategy of a GPU, run here on the CPU: one batch for all requests, read back one step later."""
 
     @pytest.fixture(autouse=True)
     def _gpu_strategy(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        create = LLMEngine.__init__
+        solo_runs()
+        monkeypatch.setattr(llm, "_steps", BatchedSteps)
 
-        def create_as_on_a_gpu(self: LLMEngine, *args: object, **options: object) -> None:
-            create(self, *args, **options)
-            self._alone = False
-
-        monkeypatch.setattr(LLMEngine, "__init__", create_as_on_a_gpu)
-
-    def test_tokens_are_those_of_the_solo_run(self) -> None:
-        expected = {number: solo_of(number) for number in range(14)}
-        shared = engine(slots=4, prefill_tokens=200)
+    def drive(
+        self, shared: LLMEngine, actions: Iterable[tuple[str, int]]
+    ) -> tuple[dict[Hashable, list[int]], set[int]]:
+        """What was made of those that were not cancelled, and who was."""
         made: dict[Hashable, list[int]] = {}
         finished: set[Hashable] = set()
-        for number in expected:
-            shared.add(varied(number))
-            collect(shared.step(), made, finished)
+        cancelled: set[int] = set()
+        inside: set[int] = set()
+        for action, number in [*actions, ("step", 10_000)]:
+            if action == "add" and number not in inside:
+                shared.add(varied(number))
+                inside.add(number)
+            elif action == "cancel" and shared.cancel(number):
+                cancelled.add(number)
+            elif action == "step":
+                while number and shared.busy:
+                    steps = shared.step()
+                    assert not cancelled & {step.key for step in steps}
+                    collect(steps, made, finished)
+                    number -= 1
+        assert finished == inside - cancelled
+        return {key: made[key] for key in finished}, cancelled
+
+    @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        actions=st.lists(
+            st.one_of(st.integers(0, 20).map(lambda n: ("add", n)), st.integers(0, 20).map(lambda n: ("cancel", n)),
+                      st.integers(1, 12).map(lambda n: ("step", n))),
+            min_size=5, max_size=30,
+        ),
+        slots=st.integers(1, 6),
+        prefill_tokens=st.sampled_from([16, 40, 300]),
+    )  # fmt: skip
+    def test_tokens_are_those_of_the_solo_run_whoever_joins_leaves_or_is_cancelled(
+        self, actions, slots, prefill_tokens
+    ) -> None:
+        expected = solo_runs()
+        made, _ = self.drive(engine(slots=slots, prefill_tokens=prefill_tokens), actions)
+        assert {number: tuple(tokens) for number, tokens in made.items()} == {n: expected[n] for n in made}
+
+    def test_tokens_come_one_call_after_their_step_is_launched(self) -> None:
+        shared = engine()
+        shared.add(job("a"))
+        assert shared.step() == []
+        assert [step.key for step in shared.step()] == ["a"]
+
+    def test_a_request_cancelled_while_its_step_runs_gives_its_slot_to_another(self) -> None:
+        expected = solo_runs()[2]
+        shared = engine(slots=1)
+        shared.add(varied(1))
+        shared.step()
+        assert shared.cancel(1)
+        shared.add(varied(2))
+        made, finished = {}, set()
         while shared.busy:
             collect(shared.step(), made, finished)
-        assert {number: tuple(tokens) for number, tokens in made.items()} == expected
+        assert made == {2: list(expected)}
 
-    def test_an_idle_slot_may_run_along_past_the_end_of_the_cache(self) -> None:
+    def test_a_key_cancelled_while_its_step_runs_can_be_used_anew(self) -> None:
         shared = engine(slots=2)
-        run(shared, [varied(4)])
-        for number in range(5, 15):
-            assert tuple(run(shared, [varied(number)])[number]) == solo_of(number)
+        shared.add(job("a", seed=1))
+        shared.step()
+        shared.cancel("a")
+        assert run(shared, [job("a", seed=2)]) == run(engine(slots=2), [job("a", seed=2)])
 
+    def test_a_long_prompt_is_prefilled_in_parts_while_others_decode(self) -> None:
+        long, short = job("long", prompt=range(70)), job("short")
+        expected = {each.key: run(engine(prefill_tokens=300), [each])[each.key] for each in (long, short)}
+        shared = engine(prefill_tokens=16)
+        shared.add(short)
+        shared.add(long)
+        made: dict[Hashable, list[int]] = {}
+        finished: set[Hashable] = set()
+        for _ in range(6):
+            collect(shared.step(), made, finished)
+        assert len(made["short"]) == 5
+        assert "long" not in made
+        while shared.busy:
+            collect(shared.step(), made, finished)
+        assert made == expected
 
-def test_both_attentions_agree_and_ignore_what_lies_behind_a_request() -> None:
-    config = Qwen2Config(9, 48, 9, 2, 6, 3, 8, 1e-6, 1e4, 0.02)
-    torch.manual_seed(4)
-    caches = [KVCache(config, 3, 200, torch.device("cpu"), torch.float32) for _ in range(2)]
-    filler = torch.randn(2, *caches[0].keys.shape)
-    for each in caches:
-        each.keys.copy_(filler[0])
-        each.values.copy_(filler[1])
-    positions = [0, 130, 63]
-    query, key, value = torch.randn(3, 6, 1, 8), torch.randn(3, 3, 1, 8), torch.randn(3, 3, 1, 8)
-    by_row = RowAttend(caches[0], list(enumerate(positions)))(1, query, key, value)
-    by_slot = SlotsAttend(caches[1], torch.tensor(positions), 130)(1, query, key, value)
-    torch.testing.assert_close(by_row, by_slot, rtol=0, atol=1e-5)
-    torch.testing.assert_close(caches[0].keys, caches[1].keys)
-    torch.testing.assert_close(by_row[0, :, 0], value[0, :, 0].repeat_interleave(2, 0))
+    def test_a_request_cancelled_in_the_middle_of_its_prefill_leaves_its_place_to_the_next(self) -> None:
+        expected = solo_runs()[3]
+        shared = engine(slots=1, prefill_tokens=16)
+        shared.add(job("long", prompt=range(70)))
+        shared.step()
+        assert shared.cancel("long")
+        assert tuple(run(shared, [varied(3)])[3]) == expected
+
+    def test_a_step_has_the_fewest_rows_that_hold_the_requests(self) -> None:
+        assert decode_rows(1) == [1]
+        assert decode_rows(20) == [1, 2, 4, 8, 16, 20]
+        assert decode_rows(400) == [1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 400]
+        assert prefill_rows(50) == [64]
+        assert prefill_rows(300) == [128, 256, 304]
+        assert prefill_rows(10_000) == [128, 256, 512, 1024, 2048]
 
 
 class TestQueue:

@@ -1,0 +1,41 @@
+"""What a decode step knows of each request: a row of int64 numbers, and how it goes from one step to the next."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lighttts.models.llm import SpeechLM
+from lighttts.models.sampling import sample
+
+INPUT, POSITION, SEED, STEP, MINIMUM, HISTORY = range(6)
+"""Columns: row of `input_table`, its position, the request's seed, index of the token to be drawn, tokens before which
+the end of speech is excluded, and from `HISTORY` on the last tokens, the latest at the end, -1 where there are none."""
+
+
+def columns(model: SpeechLM) -> int:
+    """Length of a row."""
+    return HISTORY + model.sampling.win_size
+
+
+def input_table(model: SpeechLM) -> Tensor:
+    """Embeddings [task + speech + stops, width]: inputs of a decode step are of these, so one look-up does."""
+    return torch.cat([model.llm_embedding.weight, model.speech_embedding.weight])
+
+
+def draw(model: SpeechLM, logits: Tensor, rows: Tensor) -> Tensor:
+    """The tokens drawn, int64 [rows], stop ids included, from float32 `logits` [rows, vocabulary], written over."""
+    early = rows[:, STEP] < rows[:, MINIMUM]
+    logits[:, model.vocabulary.end_of_speech].masked_fill_(early, -torch.inf)
+    return sample(logits, rows[:, HISTORY:], rows[:, SEED], rows[:, STEP], model.sampling)
+
+
+def after(model: SpeechLM, rows: Tensor, drawn: Tensor) -> Tensor:
+    """The rows one step on."""
+    following = rows.roll(-1, 1)
+    following[:, :HISTORY] = rows[:, :HISTORY]
+    following[:, INPUT] = drawn + model.vocabulary.task
+    following[:, POSITION] += 1
+    following[:, STEP] += 1
+    following[:, -1] = drawn
+    return following
