@@ -133,6 +133,9 @@ class DecodeConfig(_Section):
 
     streams: Annotated[int, Field(ge=1, le=4096)] = 64
     batch: Annotated[int, Field(ge=1, le=1024)] | None = None
+    cache_gb: Annotated[float, Field(gt=0)] | None = None
+    engine: Literal["cuda-graph", "tensorrt"] = "cuda-graph"
+    engine_cache: Path | None = None
     threads: Annotated[int, Field(ge=1)] = 1
     metrics_port: Port | None = 9573
 

@@ -11,6 +11,7 @@ import torch
 
 from lighttts import logs
 from lighttts.errors import ConfigError, MissingDependency, ModelError
+from lighttts.models.cfm import GUIDANCE_HALVES
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import CausalMaskedDiffWithXvec
 from lighttts.models.weights import fingerprint
@@ -29,9 +30,13 @@ WHOLE = Profile(rows=Span(2, 2, 16), time=Span(4, 500, 3000))
 _log = logs.get_logger()
 
 
-def cached_profile(chunk: int, blocks: int) -> Profile:
-    """Sizes for up to `blocks` blocks a call, both guidance halves of each; up to 40 chunks of past."""
-    rows = Span(2, 2 * max(1, blocks // 4), 2 * blocks)
+HOPS = 16
+"""Hops computed together, unless configured."""
+
+
+def cached_profile(chunk: int, hops: int) -> Profile:
+    """Sizes for up to `hops` hops a call, both guidance halves of each; hops of 4 chunks, 40 chunks of past."""
+    rows = Span(GUIDANCE_HALVES, GUIDANCE_HALVES * max(1, hops // 4), GUIDANCE_HALVES * hops)
     return Profile(rows, time=Span(1, chunk, 4 * chunk), past=Span(0, 8 * chunk, 40 * chunk))
 
 
@@ -53,9 +58,13 @@ class Backend:
             raise ConfigError("TensorRT needs an NVIDIA GPU, and model.device is none")
         return cls(library, device, EngineCache(folder))
 
-    def cached(self, directory: ModelDirectory, flow: CausalMaskedDiffWithXvec, profile: Profile) -> CachedVelocity:
-        """The estimator of `flow`, of `directory`, in its dtype; built if it is not in the cache."""
+    def cached(self, directory: ModelDirectory, flow: CausalMaskedDiffWithXvec, hops: int | None) -> CachedVelocity:
+        """The estimator of `flow`, of `directory`, in its dtype; built if it is not in the cache.
+
+        `hops`: computed together at most, None for `HOPS`.
+        """
         estimator = flow.decoder.estimator
+        profile = cached_profile(estimator.config.chunk, hops or HOPS)
         model = f"{fingerprint(directory.path('flow.pt'))} {directory.config_hash}"
         key = self._key(model, graph_revision(), flow.dtype, profile)
         session = self._session(key, lambda: export_estimator(estimator))
@@ -100,18 +109,20 @@ class Backend:
         return TensorRTSession(self.library, plan, self.device)
 
 
-def use_tensorrt(flow: CausalMaskedDiffWithXvec, directory: ModelDirectory, folder: Path | None, blocks: int) -> bool:
+def use_tensorrt(
+    flow: CausalMaskedDiffWithXvec, directory: ModelDirectory, folder: Path | None, hops: int | None
+) -> bool:
     """Have `flow`, of `directory` and on its GPU, solve with TensorRT; engines not in `folder` are built first.
 
-    `blocks`: hops computed together. Where TensorRT or a GPU is missing, one warning says why, what to install, and
-    that the default engine is used; the flow stays as it is and the answer is False. Raises `ModelError` if an engine
-    cannot be built, `ConfigError` if it cannot be kept.
+    `folder`: None for `default_folder`; `hops`: see `Backend.cached`. Where TensorRT or a GPU is missing, one warning
+    says why, what to install, and that the default engine is used; the flow stays as it is and the answer is False.
+    Raises `ModelError` if an engine cannot be built, `ConfigError` if it cannot be kept.
     """
     try:
         backend = Backend.open(flow.device, folder or default_folder())
     except (MissingDependency, ConfigError) as error:
         _log.warning("decode.engine is tensorrt, but the default engine is used", why=error.text)
         return False
-    cached = backend.cached(directory, flow, cached_profile(flow.config.estimator.chunk, blocks))
+    cached = backend.cached(directory, flow, hops)
     flow.decoder = TensorRTSolver(flow.decoder, cached, backend.published(directory))
     return True

@@ -33,17 +33,14 @@ class ILogger:
 
 class Network:
     graph = b""
-
-    @property
-    def _inputs(self) -> list[onnx.ValueInfoProto]:
-        return list(onnx.load_from_string(self.graph).graph.input)
+    inputs: Sequence[onnx.ValueInfoProto] = ()
 
     @property
     def num_inputs(self) -> int:
-        return len(self._inputs)
+        return len(self.inputs)
 
     def get_input(self, index: int) -> SimpleNamespace:
-        entry = self._inputs[index]
+        entry = self.inputs[index]
         sizes = entry.type.tensor_type.shape.dim
         return SimpleNamespace(name=entry.name, shape=tuple(-1 if dim.dim_param else dim.dim_value for dim in sizes))
 
@@ -160,12 +157,13 @@ class FakeTensorRT:
 
         def parse(model: bytes) -> bool:
             try:
-                onnx.checker.check_model(onnx.load_from_string(model))
+                parsed = onnx.load_from_string(model)
+                onnx.checker.check_model(parsed)
             except Exception as error:
                 said = str(error)
                 parser.num_errors, parser.get_error = 1, lambda index: SimpleNamespace(desc=lambda: said)
                 return False
-            network.graph = model
+            network.graph, network.inputs = model, parsed.graph.input
             return True
 
         parser.parse = parse

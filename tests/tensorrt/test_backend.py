@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -12,8 +14,10 @@ import structlog
 import torch
 
 from lighttts.errors import InternalError, ModelError
-from lighttts.models.flow import CausalMaskedDiffWithXvec, load_flow
+from lighttts.models.cfm import CausalConditionalCFM
+from lighttts.models.flow import CausalMaskedDiffWithXvec, FlowHop, load_flow
 from lighttts.models.streaming import Window
+from lighttts.tensorrt import build
 from lighttts.tensorrt.backend import PUBLISHED, Backend, cached_profile, use_tensorrt
 from lighttts.tensorrt.builder import build_plan
 from lighttts.tensorrt.cache import EngineCache
@@ -41,7 +45,7 @@ def backend(fake, tmp_path) -> Backend:
 
 
 def test_the_engine_s_velocity_is_the_estimator_s(backend, directory, flow, fake) -> None:
-    cached = backend.cached(directory, flow, cached_profile(CHUNK, 2))
+    cached = backend.cached(directory, flow, 2)
     inputs = conditions(4, 2 * CHUNK)
     past, tails = cached.empty_past(4, CPU)
     expected = in_torch(flow, inputs, Window.whole(None, 2 * CHUNK, CHUNK, CPU))
@@ -64,7 +68,7 @@ def test_without_a_stream_of_its_own_the_work_goes_to_a_side_stream(
     default = SimpleNamespace(cuda_stream=0, wait_stream=lambda other: order.append(("waits for", other.cuda_stream)))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: default)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
-    cached = backend.cached(directory, flow, cached_profile(CHUNK, 2))
+    cached = backend.cached(directory, flow, 2)
     past, tails = cached.empty_past(2, CPU)
     cached.velocity(**conditions(2, CHUNK), mask=torch.ones(2, CHUNK), past_keys_values=past, tails=tails)
     assert fake.streams == [9]
@@ -73,37 +77,37 @@ def test_without_a_stream_of_its_own_the_work_goes_to_a_side_stream(
 
 def test_an_engine_is_built_once_for_all_processes(fake, directory, flow, tmp_path) -> None:
     for _ in range(2):
-        Backend(fake, CPU, EngineCache(tmp_path)).cached(directory, flow, cached_profile(CHUNK, 2))
+        Backend(fake, CPU, EngineCache(tmp_path)).cached(directory, flow, 2)
     assert fake.built == 1
 
 
 def test_another_version_or_profile_builds_its_own_engine(fake, directory, flow, tmp_path) -> None:
-    Backend(fake, CPU, EngineCache(tmp_path)).cached(directory, flow, cached_profile(CHUNK, 2))
-    Backend(fake, CPU, EngineCache(tmp_path)).cached(directory, flow, cached_profile(CHUNK, 4))
+    Backend(fake, CPU, EngineCache(tmp_path)).cached(directory, flow, 2)
+    Backend(fake, CPU, EngineCache(tmp_path)).cached(directory, flow, 4)
     newer = FakeTensorRT("11.4.0")
-    Backend(newer, CPU, EngineCache(tmp_path)).cached(directory, flow, cached_profile(CHUNK, 2))
+    Backend(newer, CPU, EngineCache(tmp_path)).cached(directory, flow, 2)
     assert (fake.built, newer.built) == (2, 1)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_an_engine_that_the_library_does_not_load_is_built_anew(backend, directory, flow, fake) -> None:
-    backend.cached(directory, flow, cached_profile(CHUNK, 2))
+    backend.cached(directory, flow, 2)
     (path,) = backend.cache.folder.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:40])
     with structlog.testing.capture_logs() as logs:
-        backend.cached(directory, flow, cached_profile(CHUNK, 2))
+        backend.cached(directory, flow, 2)
     assert fake.built == 2
     assert path.read_bytes() == whole
     assert logs[0]["log_level"] == "warning"
 
 
 def test_an_intact_file_that_is_no_engine_is_built_anew(backend, directory, flow, fake, monkeypatch) -> None:
-    backend.cached(directory, flow, cached_profile(CHUNK, 2))
+    backend.cached(directory, flow, 2)
     load = EngineCache.load
     monkeypatch.setattr(EngineCache, "load", lambda self, key: b"of another GPU" if load(self, key) else None)
     with structlog.testing.capture_logs() as logs:
-        backend.cached(directory, flow, cached_profile(CHUNK, 2))
+        backend.cached(directory, flow, 2)
     assert fake.built == 2
     assert [entry["text"] for entry in logs if entry["log_level"] == "error"] == ["not a plan"]
 
@@ -119,13 +123,13 @@ def test_a_build_that_fails_is_an_error_and_keeps_nothing(backend, directory, fl
         structlog.testing.capture_logs() as logs,
         pytest.raises(ModelError, match=r"cannot build.*decode\.engine to cuda-graph"),
     ):
-        backend.cached(directory, flow, cached_profile(CHUNK, 2))
+        backend.cached(directory, flow, 2)
     assert "no memory" in [entry.get("text") for entry in logs]
     assert not list(backend.cache.folder.iterdir())
 
 
 def test_a_run_that_fails_is_an_error(backend, directory, flow, fake) -> None:
-    cached = backend.cached(directory, flow, cached_profile(CHUNK, 2))
+    cached = backend.cached(directory, flow, 2)
     past, tails = cached.empty_past(2, CPU)
     fake.broken = True
     with pytest.raises(InternalError, match="could not be run"):
@@ -134,7 +138,7 @@ def test_a_run_that_fails_is_an_error(backend, directory, flow, fake) -> None:
 
 def test_the_profile_is_built_for_what_it_says_it_holds(backend, directory, flow) -> None:
     profile = cached_profile(CHUNK, 2)
-    cached = backend.cached(directory, flow, profile)
+    cached = backend.cached(directory, flow, 2)
     rows, time = profile.rows.most, profile.time.most
     past = torch.zeros(cached.shape.layers, 2, rows, profile.past.most, cached.shape.width)
     tails = torch.zeros(rows, 2, cached.shape.channels)
@@ -184,3 +188,45 @@ def test_without_a_gpu_one_warning_says_so(monkeypatch, tmp_path, fake, director
     with structlog.testing.capture_logs() as logs:
         assert not use_tensorrt(own_flow, directory, tmp_path, 2)
     assert [entry["why"] for entry in logs] == ["TensorRT needs an NVIDIA GPU, and model.device is none"]
+
+
+def test_with_the_library_and_a_gpu_the_flow_solves_with_it(
+    monkeypatch, tmp_path, backend, directory, flow, own_flow
+) -> None:
+    opened = []
+    monkeypatch.setattr(Backend, "open", lambda device, folder: opened.append(folder) or backend)
+    assert use_tensorrt(own_flow, directory, tmp_path / "engines", 2)
+    assert opened == [tmp_path / "engines"]
+    hop = FlowHop(flow.start(torch.ones(192), torch.zeros(0, 80)), torch.arange(40), final=True)
+    (expected,) = flow.advance([hop])
+    monkeypatch.setattr(CausalConditionalCFM, "solve", None)
+    (result,) = own_flow.advance([hop])
+    assert (result.mel - expected.mel).abs().max() < 1e-4
+
+
+@pytest.fixture
+def _logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+    logging.captureWarnings(False)
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+def test_engines_can_be_built_before_a_worker_starts(monkeypatch, tmp_path, backend, directory, fake, own_flow) -> None:
+    monkeypatch.setattr(Backend, "open", lambda device, folder: backend)
+    settings = ["--set", "decode.batch=2", "--set", "model.device=cpu", "--set", "log.format=json"]
+    assert build.main([str(directory.root), *settings]) == 0
+    assert fake.built == 1
+    assert use_tensorrt(own_flow, directory, None, 2)
+    assert fake.built == 1
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+def test_building_without_the_library_says_what_to_install(monkeypatch, directory, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert build.main([str(directory.root), "--set", "log.format=json"]) == 69
+    assert "pip install tensorrt-cu13" in capsys.readouterr().err
