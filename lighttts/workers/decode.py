@@ -11,7 +11,12 @@ import torch
 from lighttts import metrics
 from lighttts.config import Config
 from lighttts.daemon import run_daemon
-from lighttts.engine.decode import DecodeEngine, DecodeStep
+from lighttts.engine.decode import DecodeEngine
+from lighttts.engine.decode_paged import PagedDecodeEngine
+from lighttts.engine.decode_stream import DecodeStep
+from lighttts.engine.decode_streams import DecodeStreams
+from lighttts.engine.flow_pages import PagePool
+from lighttts.engine.vocoder import Vocoder
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import load_flow
 from lighttts.models.hift import load_hift
@@ -23,7 +28,14 @@ from lighttts.workers.speech import FRAMES_PER_SECOND, Speech
 from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "decode"
-GPU_BATCH = 16
+GPU_CHUNKS = 64
+"""Chunks computed at once on a GPU."""
+GPU_HOPS = 16
+"""Hops vocoded at once on a GPU."""
+CACHE_SHARE = 0.6
+"""Of the memory free at the start, what pasts may take; the rest is for graphs, and for another worker."""
+PREPARED_FRAMES = 400
+"""Frames of requests, prompt included, for which everything is captured at the start."""
 
 
 class DecodeStage(Stage):
@@ -34,7 +46,7 @@ class DecodeStage(Stage):
     feeds = wire.Tokens
     unit = "s of speech"
 
-    def __init__(self, engine: DecodeEngine, epoch: int, capacity: int) -> None:
+    def __init__(self, engine: DecodeStreams, epoch: int, capacity: int) -> None:
         super().__init__(epoch, capacity)
         self._engine = engine
         self._requests: dict[Work, Speech] = {}
@@ -98,17 +110,32 @@ class DecodeStage(Stage):
             self._engine.feed(key, tokens, final)
 
 
+def _engine(config: Config, directory: ModelDirectory, device: torch.device) -> DecodeStreams:
+    flow = load_flow(directory, device, dtype_of(config.model.dtype))
+    # The vocoder's weights stay in single precision, as upstream runs it: its phase does not survive less.
+    hift = load_hift(directory, device)
+    decode = config.decode
+    if device.type != "cuda":
+        return DecodeEngine(flow, hift, max_batch=decode.batch or 1, max_streams=decode.streams)
+    vocoder = Vocoder(hift, max_batch=GPU_HOPS)
+    cache = decode.cache_gb * 1e9 if decode.cache_gb else CACHE_SHARE * torch.cuda.mem_get_info(device)[0]
+    engine = PagedDecodeEngine(
+        flow,
+        hift,
+        max_streams=decode.streams,
+        slots=decode.batch or GPU_CHUNKS,
+        pages=int(cache / PagePool.page_bytes(flow)),
+        vocode=vocoder.vocode,
+    )
+    engine.prepare(PREPARED_FRAMES)
+    return engine
+
+
 def _run(config: Config) -> int:
     torch.set_num_threads(config.decode.threads)
     device = pick_device(config.model.device)
     directory = ModelDirectory.open(config.model.directory)
-    engine = DecodeEngine(
-        load_flow(directory, device, dtype_of(config.model.dtype)),
-        # The vocoder stays in single precision, as upstream runs it: its phase does not survive less.
-        load_hift(directory, device),
-        max_batch=config.decode.batch or (GPU_BATCH if device.type == "cuda" else 1),
-        max_streams=config.decode.streams,
-    )
+    engine = _engine(config, directory, device)
     boot = Boot(_NAME, model_name(directory), directory.sample_rate)
     stage = DecodeStage(engine, boot.epoch, config.decode.streams)
     return serve(stage, boot, config, config.decode.metrics_port, lambda: observe_device(device))
