@@ -36,6 +36,8 @@ class TritonOps:
         }
         self._scale = config.head_width**-0.5 * _LOG2_E
         self._group = triton.next_power_of_2(config.heads // config.kv_heads)
+        self.attend_options = {"BLOCK": 64, "num_warps": 4, "num_stages": 3}
+        """How `attend` is compiled."""
         vocabulary, sampling = model.vocabulary, model.sampling
         size = vocabulary.speech + vocabulary.stops
         top_k = min(sampling.top_k, size)
@@ -94,7 +96,7 @@ class TritonOps:
         out = qkv.new_empty(len(slots), self._context)
         llm_attend.attend[(len(slots), self._kv_heads)](
             qkv, keys, values, self._rotary, slots, positions, out,
-            SCALE=self._scale, G=max(_LEAST, self._group), BLOCK=64, **self._sizes, num_warps=4, num_stages=3,
+            SCALE=self._scale, G=max(_LEAST, self._group), **self._sizes, **self.attend_options,
         )  # fmt: skip
         return out
 

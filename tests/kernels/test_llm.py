@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lighttts.engine import llm_state
+from lighttts.engine import llm, llm_batched, llm_state
 from lighttts.engine.kv_cache import KVCache
+from lighttts.engine.llm import GenerateJob, LLMEngine
+from lighttts.engine.llm_batched import BatchedSteps
 from lighttts.engine.llm_ops import TILE, TorchOps
 from lighttts.kernels.llm_ops import TritonOps
-from lighttts.models.llm import SpeechLM, Vocabulary
+from lighttts.models.directory import ModelDirectory
+from lighttts.models.llm import SpeechLM, Vocabulary, load_llm
 from lighttts.models.qwen2 import Qwen2Config
 from lighttts.models.sampling import Sampling
 
 torch.set_num_threads(1)
 
+TINY = Path(__file__).parents[1] / "golden" / "cosyvoice2-tiny"
 SLOTS, LENGTH = 5, 150
 IDLE = SLOTS
 UPSTREAM = Sampling(top_p=0.8, top_k=25, win_size=10, tau_r=0.1)
@@ -169,14 +174,24 @@ def test_the_end_of_speech_is_drawn_from_the_minimum_on_only() -> None:
     assert drawn[1] == drawing.vocabulary.end_of_speech
 
 
-def test_draws_follow_the_nucleus() -> None:
-    drawing = model(speech=1)
-    both = Both(drawing)
-    logits = torch.tensor([[math.log(p) for p in (0.5, 0.25, 0.15, 0.1)]])
-    counts = torch.zeros(4)
-    for seed in range(120):
-        state, drawn = states(drawing, torch.full((6, 10), -1), [seed] * 6, [9] * 6), torch.zeros(1, dtype=torch.int64)
-        both.kernels.draw(logits, torch.tensor([0]), state, drawn)
-        counts[drawn] += 1
-    assert counts[3] == 0
-    assert (counts[:3] / 120).tolist() == pytest.approx([5 / 9, 2.5 / 9, 1.5 / 9], abs=0.1)
+def test_an_engine_with_the_kernels_makes_the_tokens_of_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = load_llm(ModelDirectory.open(TINY), torch.device("cpu"))
+    jobs = [
+        GenerateJob(n, np.arange(2 + n, dtype=np.int32), 2, np.arange(9 * n, dtype=np.int32), n, np.zeros(0, np.int32))
+        for n in range(3)
+    ]
+
+    def run() -> dict[object, list[int]]:
+        engine, made = LLMEngine(tiny, slots=2, max_length=96, prefill_tokens=32), {each.key: [] for each in jobs}
+        for each in jobs:
+            engine.add(each)
+        while engine.busy:
+            for step in engine.step():
+                made[step.key] += step.tokens
+        return made
+
+    expected = run()
+    monkeypatch.setattr(llm, "_steps", BatchedSteps)
+    monkeypatch.setattr(llm_batched, "_ops", TritonOps)
+    assert run() == expected
+    assert all(expected.values())
