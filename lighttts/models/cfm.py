@@ -92,7 +92,10 @@ class CausalConditionalCFM(nn.Module):
             x = self.follow(x, step, velocity)
         return x
 
-    def follow(self, x: Tensor, step: int, velocity: Tensor) -> Tensor:
-        """`x` (rows, frames, mel) after Euler step `step` along `velocity` (GUIDANCE_HALVES x rows, frames, mel)."""
+    def follow(self, x: Tensor, step: int | Tensor, velocity: Tensor) -> Tensor:
+        """`x` (rows, frames, mel) after an Euler step along `velocity` (GUIDANCE_HALVES x rows, frames, mel).
+
+        `step`: its number, or that of each row, int64 (rows, 1, 1).
+        """
         given, free = velocity.float().chunk(GUIDANCE_HALVES)
         return x + self.lengths[step] * ((1 + self.config.guidance) * given - self.config.guidance * free)

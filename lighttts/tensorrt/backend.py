@@ -35,9 +35,9 @@ HOPS = 16
 
 
 def cached_profile(chunk: int, hops: int) -> Profile:
-    """Sizes for up to `hops` hops a call, both guidance halves of each; hops of 4 chunks, 40 chunks of past."""
+    """Sizes for up to `hops` hops a call, both guidance halves of each; hops of 8 chunks, 40 chunks of past."""
     rows = Span(GUIDANCE_HALVES, GUIDANCE_HALVES * max(1, hops // 4), GUIDANCE_HALVES * hops)
-    return Profile(rows, time=Span(1, chunk, 4 * chunk), past=Span(0, 8 * chunk, 40 * chunk))
+    return Profile(rows, time=Span(1, chunk, 8 * chunk), past=Span(0, 8 * chunk, 40 * chunk))
 
 
 @dataclass(frozen=True)
@@ -111,18 +111,18 @@ class Backend:
 
 def use_tensorrt(
     flow: CausalMaskedDiffWithXvec, directory: ModelDirectory, folder: Path | None, hops: int | None
-) -> bool:
+) -> CachedVelocity | None:
     """Have `flow`, of `directory` and on its GPU, solve with TensorRT; engines not in `folder` are built first.
 
-    `folder`: None for `default_folder`; `hops`: see `Backend.cached`. Where TensorRT or a GPU is missing, one warning
-    says why, what to install, and that the default engine is used; the flow stays as it is and the answer is False.
-    Raises `ModelError` if an engine cannot be built, `ConfigError` if it cannot be kept.
+    `folder`: None for `default_folder`; `hops`: see `Backend.cached`. The answer is what a `TensorRTFlowBatch` takes.
+    Where TensorRT or a GPU is missing, it is None, the flow stays as it is, and one warning says why, what to install,
+    and that the default engine is used. Raises `ModelError` if an engine cannot be built, `ConfigError` if it cannot be kept.
     """
     try:
         backend = Backend.open(flow.device, folder or default_folder())
     except (MissingDependency, ConfigError) as error:
         _log.warning("decode.engine is tensorrt, but the default engine is used", why=error.text)
-        return False
+        return None
     cached = backend.cached(directory, flow, hops)
     flow.decoder = TensorRTSolver(flow.decoder, cached, backend.published(directory))
-    return True
+    return cached

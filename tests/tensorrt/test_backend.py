@@ -165,7 +165,7 @@ def test_without_the_library_one_warning_says_what_to_install(monkeypatch, tmp_p
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     before = own_flow.decoder
     with structlog.testing.capture_logs() as logs:
-        assert not use_tensorrt(own_flow, directory, tmp_path, 2)
+        assert use_tensorrt(own_flow, directory, tmp_path, 2) is None
     assert len(logs) == 1
     assert logs[0]["log_level"] == "warning"
     assert "the default engine is used" in logs[0]["event"]
@@ -179,14 +179,14 @@ def test_a_library_whose_parts_are_missing_is_not_installed(monkeypatch, tmp_pat
 
     monkeypatch.setattr(importlib, "import_module", broken)
     with structlog.testing.capture_logs() as logs:
-        assert not use_tensorrt(own_flow, directory, tmp_path, 2)
+        assert use_tensorrt(own_flow, directory, tmp_path, 2) is None
     assert [entry["log_level"] for entry in logs] == ["warning"]
 
 
 def test_without_a_gpu_one_warning_says_so(monkeypatch, tmp_path, fake, directory, own_flow) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     with structlog.testing.capture_logs() as logs:
-        assert not use_tensorrt(own_flow, directory, tmp_path, 2)
+        assert use_tensorrt(own_flow, directory, tmp_path, 2) is None
     assert [entry["why"] for entry in logs] == ["TensorRT needs an NVIDIA GPU, and model.device is none"]
 
 
@@ -195,7 +195,9 @@ def test_with_the_library_and_a_gpu_the_flow_solves_with_it(
 ) -> None:
     opened = []
     monkeypatch.setattr(Backend, "open", lambda device, folder: opened.append(folder) or backend)
-    assert use_tensorrt(own_flow, directory, tmp_path / "engines", 2)
+    velocity = use_tensorrt(own_flow, directory, tmp_path / "engines", 2)
+    assert velocity is not None
+    assert velocity.profile == cached_profile(CHUNK, 2)
     assert opened == [tmp_path / "engines"]
     hop = FlowHop(flow.start(torch.ones(192), torch.zeros(0, 80)), torch.arange(40), final=True)
     (expected,) = flow.advance([hop])
@@ -221,7 +223,7 @@ def test_engines_can_be_built_before_a_worker_starts(monkeypatch, tmp_path, back
     settings = ["--set", "decode.batch=2", "--set", "model.device=cpu", "--set", "log.format=json"]
     assert build.main([str(directory.root), *settings]) == 0
     assert fake.built == 1
-    assert use_tensorrt(own_flow, directory, None, 2)
+    assert use_tensorrt(own_flow, directory, None, 2) is not None
     assert fake.built == 1
 
 
