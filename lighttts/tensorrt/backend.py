@@ -116,7 +116,8 @@ def use_tensorrt(
 
     `folder`: None for `default_folder`; `hops`: see `Backend.cached`. The answer is what a `TensorRTFlowBatch` takes.
     Where TensorRT or a GPU is missing, it is None, the flow stays as it is, and one warning says why, what to install,
-    and that the default engine is used. Raises `ModelError` if an engine cannot be built, `ConfigError` if it cannot be kept.
+    and that the default engine is used. Raises `ModelError` if an engine cannot be built, `ConfigError` if it cannot be
+    kept.
     """
     try:
         backend = Backend.open(flow.device, folder or default_folder())

@@ -76,6 +76,8 @@ def build_plan(
         if -1 in tuple(entry.shape):
             shapes.set_shape(entry.name, *profile.shapes(entry.name, tuple(entry.shape)))
     config.add_optimization_profile(shapes)
+    # Set by default; what is configured as float32 is to be float32, as in torch.
+    config.clear_flag(library.BuilderFlag.TF32)
     configure(config)
     plan = builder.build_serialized_network(network, config)
     if plan is None:

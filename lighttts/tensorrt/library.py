@@ -46,6 +46,7 @@ class BuilderConfig(Protocol):
     """`IBuilderConfig`"""
 
     def add_optimization_profile(self, profile: OptimizationProfile) -> int: ...
+    def clear_flag(self, flag: int) -> None: ...
 
 
 class Builder(Protocol):
@@ -98,6 +99,10 @@ class CreationFlags(Protocol):
     STRONGLY_TYPED: int
 
 
+class BuilderFlags(Protocol):
+    TF32: int
+
+
 class TensorRT(Protocol):
     """The module."""
 
@@ -105,6 +110,7 @@ class TensorRT(Protocol):
     __version__: str
     ILogger: type
     NetworkDefinitionCreationFlag: CreationFlags
+    BuilderFlag: BuilderFlags
 
     def Builder(self, logger: object) -> Builder: ...  # noqa: N802
     def OnnxParser(self, network: Network, logger: object) -> Parser: ...  # noqa: N802

@@ -58,6 +58,10 @@ class Profile:
 class Config:
     def __init__(self) -> None:
         self.profiles: list[Profile] = []
+        self.flags = {"TF32"}
+
+    def clear_flag(self, flag: str) -> None:
+        self.flags.discard(flag)
 
     def add_optimization_profile(self, profile: Profile) -> int:
         self.profiles.append(profile)
@@ -119,11 +123,16 @@ class Engine:
 
 
 class FakeTensorRT:
-    """The module. `built` counts builds, `streams` holds the stream of each run, `broken` makes runs fail."""
+    """The module.
+
+    `built` counts builds, `flags` are those of the last; `streams` holds the stream of each run, `broken` makes runs
+    fail, `refuses_build` builds.
+    """
 
     __name__ = "tensorrt"
     ILogger = ILogger
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+    BuilderFlag = SimpleNamespace(TF32="TF32")
 
     def __init__(self, version: str = "10.14.1") -> None:
         self.__version__ = version
@@ -131,6 +140,7 @@ class FakeTensorRT:
         self.streams: list[int] = []
         self.broken = False
         self.refuses_build = False
+        self.flags: set[str] = set()
 
     def Builder(self, logger: ILogger) -> SimpleNamespace:  # noqa: N802
         def create_network(flags: int) -> Network:
@@ -142,6 +152,7 @@ class FakeTensorRT:
                 logger.log(Severity.ERROR, "no memory")
                 return None
             self.built += 1
+            self.flags = config.flags
             (profile,) = config.profiles
             return memoryview(MARK + json.dumps(profile.shapes).encode() + b"\0" + network.graph)
 

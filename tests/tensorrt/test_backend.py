@@ -75,6 +75,12 @@ def test_without_a_stream_of_its_own_the_work_goes_to_a_side_stream(
     assert order == [("side waits for", 0), ("waits for", 9)]
 
 
+def test_no_precision_is_used_but_the_graph_s(backend, directory, flow, fake) -> None:
+    backend.cached(directory, flow, 2)
+    assert fake.built == 1
+    assert fake.flags == set()
+
+
 def test_an_engine_is_built_once_for_all_processes(fake, directory, flow, tmp_path) -> None:
     for _ in range(2):
         Backend(fake, CPU, EngineCache(tmp_path)).cached(directory, flow, 2)
