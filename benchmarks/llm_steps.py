@@ -9,7 +9,7 @@ MODEL is a directory such as `benchmarks.make_model` makes. Parts, each of which
 3. milliseconds of a replayed step with all slots at context 250 and 512, and of a step of the whole engine;
 4. milliseconds of a replayed prefill of 1, 4 and 16 requests of 128 positions;
 5. microseconds of each kernel of a step;
-6. microseconds of the attention of all layers with other block sizes.
+6. milliseconds of a step with products by the library or by kernels of ours, and with other blocks of attention.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from lighttts.engine import llm_state
+from lighttts.engine.capture import Captured
 from lighttts.engine.llm import GenerateJob, LLMEngine
 from lighttts.engine.llm_batched import BatchedSteps
 from lighttts.engine.llm_ops import LLMOps, TorchOps
@@ -45,6 +46,21 @@ OPERATIONS = 989e12
 """Operations a second of its tensor cores in bfloat16."""
 COMPILED = {1: 1.12, 64: 1.27, 128: 1.5, 256: 1.92}
 """Milliseconds of a step of torch.compile in a CUDA graph, context 512, by slots."""
+
+
+def _attention(block: int, warps: int, stages: int) -> dict[str, dict[str, int]]:
+    return {"attend_options": {"BLOCK": block, "num_warps": warps, "num_stages": stages}}
+
+
+VARIANTS: list[tuple[str, dict[str, object]]] = [
+    ("products by the library", {"few_rows": 0, **_attention(64, 4, 3)}),
+    ("up to 64 rows by ours", {"few_rows": 64}),
+    *(
+        (f"attention {block} x {warps} warps x {stages}", {**_attention(block, warps, stages)})
+        for block, warps, stages in ((64, 4, 4), (128, 4, 3), (128, 8, 3), (32, 2, 4))
+    ),
+]
+"""Titles and attributes of the operations; all of them are in the first."""
 
 
 def job(key: int) -> GenerateJob:
@@ -210,35 +226,20 @@ def profile(engine: LLMEngine, slots: Sequence[int]) -> None:
             print(f"{sum(times):>9.0f} us in {len(times):>3}, {sum(times) / len(times):6.1f} each  {name}")
 
 
-def all_layers(ops: LLMOps, qkv: Tensor, slots: Tensor, positions: Tensor) -> None:
-    for layer in range(24):
-        ops.attend(layer, qkv, slots, positions)
-
-
-def attention_variants(engine: LLMEngine, slots: Sequence[int]) -> None:
-    """Of the decode attention at context 500, 24 layers in a graph."""
-    from lighttts.kernels.llm_ops import TritonOps
-
-    steps, config = batched(engine), engine.model.config
-    ops = steps.ops
-    assert isinstance(ops, TritonOps)
-    qkv = torch.randn(max(slots), (config.heads + 2 * config.kv_heads) * config.head_width, device="cuda").to(
-        ops._rotary
-    )
-    usual = ops.attend_options
-    for options in ((64, 4, 3), (64, 4, 4), (128, 4, 3), (128, 8, 3), (64, 2, 4), (32, 2, 4)):
-        ops.attend_options = dict(zip(("BLOCK", "num_warps", "num_stages"), options, strict=True))
-        line = f"block {options[0]:>3}, warps {options[1]}, stages {options[2]}:"
+def variants(engine: LLMEngine, slots: Sequence[int]) -> None:
+    """Of a replayed step at context 500, by how its operations are computed."""
+    steps = batched(engine)
+    usual = {name: getattr(steps.ops, name) for name in VARIANTS[0][1]}
+    print(f"{'ms at context 500, by slots':<32}" + "".join(f"{count:>8}" for count in slots))
+    for title, options in VARIANTS:
+        vars(steps.ops).update(usual | options)
+        line = f"{title:<32}"
         for count in slots:
-            rows, at = torch.arange(count, device="cuda"), torch.full((count,), 500, device="cuda")
-            work = partial(all_layers, ops, qkv[:count], rows, at)
-            work()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                work()
-            line += f"  {count} slots {1e3 * milliseconds(graph.replay):6.0f} us"
-        print(line)
-    ops.attend_options = usual
+            graphs: Captured[int] = Captured(steps.run_decode, steps._state.device)
+            place(steps, count, 500 - REPLAYS // 2)
+            line += f"{milliseconds(partial(graphs.run, count)):>8.3f}"
+        print(line, flush=True)
+    vars(steps.ops).update(usual)
 
 
 def part(title: str, work: Callable[[], None]) -> None:
@@ -281,8 +282,8 @@ def main() -> None:
         part("Steps", lambda: time_steps(engines[0], slots))
         part("Prefill", lambda: time_prefill(engines[0]))
         part("Tokens, against plain torch", lambda: compare(model, 24, 40))
-        part("Kernels of a step", lambda: profile(engines[0], [1, 64, 256]))
-        part("Attention", lambda: attention_variants(engines[0], [1, 64, 256]))
+        part("Kernels of a step", lambda: profile(engines[0], [1, 32, 256]))
+        part("Variants", lambda: variants(engines[0], [1, 16, 32, 64, 256]))
         engines.clear()
         part("Tokens in float32, against plain torch", lambda: compare(model.float(), 24, 40))
 

@@ -12,7 +12,6 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lighttts.engine import llm_state
@@ -50,11 +49,14 @@ class BatchedSteps:
         self._packed = torch.tensor([[0, slots, 0]] * self.longest, device=device)
         self._decodes = Captured(self.run_decode, device)
         self._prefills = Captured(self.run_prefill, device)
-        # The largest first: the memory it takes serves all others.
-        for rows in reversed(self._decode_rows):
-            self._decodes.prepare(rows)
-        for rows in reversed(self._prefill_rows):
-            self._prefills.prepare(rows)
+        # Triton launches on the thread's current device, whatever device the tensors are on.
+        self._on_device = torch.cuda.device(device if device.type == "cuda" else -1)
+        with self._on_device:
+            # The largest first: the memory it takes serves all others.
+            for rows in reversed(self._decode_rows):
+                self._decodes.prepare(rows)
+            for rows in reversed(self._prefill_rows):
+                self._prefills.prepare(rows)
 
     def cost(self, positions: int) -> int:
         return -(-positions // TILE) * TILE
@@ -72,7 +74,8 @@ class BatchedSteps:
             part[:, 2] = np.arange(piece.start, piece.start + count)
             at += self.cost(count)
         self._upload(self._packed[:rows], packed)
-        self._prefills.run(rows)
+        with self._on_device:
+            self._prefills.run(rows)
         begun = [(piece.slot, *piece.state) for piece in pieces if piece.state is not None]
         if begun:
             rows_begun = torch.empty(
@@ -87,8 +90,9 @@ class BatchedSteps:
         if listed != self._listed:
             self._upload(self._slots[:count], np.array(listed, np.int64))
             self._listed = listed
-        self._decodes.run(count)
-        return _read_later(self._drawn[: len(rows)])
+        with self._on_device:
+            self._decodes.run(count)
+            return _read_later(self._drawn[: len(rows)])
 
     def rest(self) -> None:
         """A GPU's memory stays reserved."""
@@ -98,30 +102,30 @@ class BatchedSteps:
         slots, body = self._slots[:rows], self._model.body
         x, positions = self.ops.embed(self._state, slots, self._embedding)
         attend = partial(self.ops.attend, slots=slots, positions=positions)
-        normed = self._run_layers(x, attend, len(body.layers))
-        logits = F.linear(normed, self._model.llm_decoder.weight, self._model.llm_decoder.bias)
+        self._run_layers(x, attend, len(body.layers))
+        logits = self.ops.norm_linear(x, body.norm.weight, self._model.llm_decoder)
         self.ops.draw(logits, slots, self._state, self._drawn[:rows])
 
     def run_prefill(self, rows: int) -> None:
         """Prefills the first `rows` of `_packed`. Of the last layer only keys and values are needed."""
         ids, slots, positions = self._packed[:rows].T.contiguous()
+        x = self._model.embed(ids)
         attend = partial(self.ops.attend_tiles, slots=slots, positions=positions)
         last = len(self._model.body.layers) - 1
-        normed = self._run_layers(self._model.embed(ids), attend, last)
-        self.ops.keep(last, self._layer(last).self_attn.qkv_proj(normed), slots, positions)
+        self._run_layers(x, attend, last)
+        layer = self._layer(last)
+        qkv = self.ops.norm_linear(x, layer.input_layernorm.weight, layer.self_attn.qkv_proj)
+        self.ops.keep(last, qkv, slots, positions)
 
-    def _run_layers(self, x: Tensor, attend: Callable[[int, Tensor], Tensor], count: int) -> Tensor:
-        """The first `count` layers: what the norm after them makes of `x` [rows, width], which is written over."""
-        ops, body = self.ops, self._model.body
-        layers = [self._layer(index) for index in range(len(body.layers))]
-        norms = [layer.input_layernorm.weight for layer in layers] + [body.norm.weight]
-        normed = ops.add_norm(x, None, norms[0])
-        for index, layer in enumerate(layers[:count]):
-            context = attend(index, layer.self_attn.qkv_proj(normed))
-            normed = ops.add_norm(x, layer.self_attn.o_proj(context), layer.post_attention_layernorm.weight)
-            gated = ops.gate(layer.mlp.gate_up_proj(normed))
-            normed = ops.add_norm(x, layer.mlp.down_proj(gated), norms[index + 1])
-        return normed
+    def _run_layers(self, x: Tensor, attend: Callable[[int, Tensor], Tensor], count: int) -> None:
+        """Puts `x` [rows, width] through the first `count` layers in place."""
+        ops = self.ops
+        for index in range(count):
+            layer = self._layer(index)
+            qkv = ops.norm_linear(x, layer.input_layernorm.weight, layer.self_attn.qkv_proj)
+            ops.add_linear(x, attend(index, qkv), layer.self_attn.o_proj)
+            gated = ops.norm_gate(x, layer.post_attention_layernorm.weight, layer.mlp.gate_up_proj)
+            ops.add_linear(x, gated, layer.mlp.down_proj)
 
     def _layer(self, index: int) -> Layer:
         layer = self._model.body.layers[index]

@@ -1,4 +1,4 @@
-"""What a batch of packed positions does besides products with matrices: in torch, and on a GPU in Triton's kernels.
+"""What a batch of packed positions is put through: in torch, and on a GPU by Triton's kernels.
 
 A batch is rows of positions of any requests; row i is position `positions[i]` of slot `slots[i]`, both int64. Rows of
 the last slot, the idle one, are padding: they compute something and change no request.
@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lighttts.engine import llm_state
 from lighttts.engine.kv_cache import KVCache
@@ -25,11 +25,14 @@ class LLMOps(Protocol):
     def embed(self, state: Tensor, slots: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs [rows, width], from `table`, and positions [rows] that the slots' state tells."""
 
-    def add_norm(self, x: Tensor, more: Tensor | None, weight: Tensor) -> Tensor:
-        """RMS norm of `x + more` [rows, width], which `x` becomes in place."""
+    def norm_linear(self, x: Tensor, norm: Tensor, linear: nn.Linear) -> Tensor:
+        """`linear` of the RMS norm of `x` [rows, width], whose weight is `norm`."""
 
-    def gate(self, both: Tensor) -> Tensor:
-        """silu(gate) * up [rows, inner] of `both` [rows, 2 inner]."""
+    def norm_gate(self, x: Tensor, norm: Tensor, linear: nn.Linear) -> Tensor:
+        """silu(gate) * up [rows, inner], where `linear` of the RMS norm of `x` is [gate, up]."""
+
+    def add_linear(self, x: Tensor, y: Tensor, linear: nn.Linear) -> None:
+        """`x += linear(y)` in place; `linear` has no bias."""
 
     def keep(self, layer: int, qkv: Tensor, slots: Tensor, positions: Tensor) -> None:
         """Puts the rows' keys, rotated, and values into the cache.
@@ -62,14 +65,15 @@ class TorchOps:
     def embed(self, state: Tensor, slots: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         return table[state[slots, llm_state.INPUT]], state[slots, llm_state.POSITION]
 
-    def add_norm(self, x: Tensor, more: Tensor | None, weight: Tensor) -> Tensor:
-        if more is not None:
-            x += more
-        return F.rms_norm(x, weight.shape, weight, self._config.norm_epsilon)
+    def norm_linear(self, x: Tensor, norm: Tensor, linear: nn.Linear) -> Tensor:
+        return F.linear(self._normed(x, norm), linear.weight, linear.bias)
 
-    def gate(self, both: Tensor) -> Tensor:
-        gate, up = both.chunk(2, -1)
+    def norm_gate(self, x: Tensor, norm: Tensor, linear: nn.Linear) -> Tensor:
+        gate, up = F.linear(self._normed(x, norm), linear.weight).chunk(2, -1)
         return F.silu(gate) * up
+
+    def add_linear(self, x: Tensor, y: Tensor, linear: nn.Linear) -> None:
+        x += F.linear(y, linear.weight)
 
     def keep(self, layer: int, qkv: Tensor, slots: Tensor, positions: Tensor) -> None:
         config = self._config
@@ -98,6 +102,9 @@ class TorchOps:
         drawn.copy_(llm_state.draw(self._model, logits.float().clone(), rows))
         real = (slots < len(state) - 1).unsqueeze(1)
         state[slots] = torch.where(real, llm_state.after(self._model, rows, drawn), rows)
+
+    def _normed(self, x: Tensor, norm: Tensor) -> Tensor:
+        return F.rms_norm(x, norm.shape, norm, self._config.norm_epsilon)
 
     def _turned(self, x: Tensor, positions: Tensor) -> Tensor:
         cosine, sine = self._rotary[:, positions].unsqueeze(2)

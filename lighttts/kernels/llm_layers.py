@@ -20,17 +20,12 @@ def embed(state, slots, table, x, positions,
 
 
 @triton.jit
-def add_norm(x, more, weight, out, EPSILON: tl.constexpr, ADD: tl.constexpr, WIDTH: tl.constexpr, W: tl.constexpr):
-    """out[row] = RMS norm of x[row] + more[row], which x[row] becomes. Grid: rows."""
+def norm(x, weight, out, EPSILON: tl.constexpr, WIDTH: tl.constexpr, W: tl.constexpr):
+    """out[row] = RMS norm of x[row]. Grid: rows."""
     column = tl.arange(0, W)
     inside = column < WIDTH
     place = tl.program_id(0) * WIDTH + column
     value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    if ADD:
-        value += tl.load(more + place, mask=inside, other=0.0).to(tl.float32)
-        rounded = value.to(x.dtype.element_ty)
-        tl.store(x + place, rounded, mask=inside)
-        value = rounded.to(tl.float32)
     scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     normed = value * tl.rsqrt(tl.sum(value * value, 0) / WIDTH + EPSILON) * scale
     tl.store(out + place, normed.to(out.dtype.element_ty), mask=inside)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from lighttts.engine import llm, llm_batched, llm_state
 from lighttts.engine.kv_cache import KVCache
 from lighttts.engine.llm import GenerateJob, LLMEngine
 from lighttts.engine.llm_batched import BatchedSteps
-from lighttts.engine.llm_ops import TILE, TorchOps
+from lighttts.engine.llm_ops import TILE, LLMOps, TorchOps
 from lighttts.kernels.llm_ops import TritonOps
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.llm import SpeechLM, Vocabulary, load_llm
@@ -85,21 +85,29 @@ def test_attention_of_tiles_is_causal_and_goes_on_from_what_is_prefilled(heads: 
     both.caches_agree()
 
 
-@pytest.mark.parametrize("width", [1, 64, 72, 896])
-def test_norm_adds_in_place_and_scales_by_the_root_mean_square(width: int) -> None:
+MATRICES = [(1, 1, 1), (5, 72, 40), (32, 896, 33), (40, 64, 96)]
+"""Rows, width and columns; of more rows than 32 the products are the library's."""
+
+
+@pytest.mark.parametrize(("rows", "width", "columns"), MATRICES)
+@torch.no_grad()
+def test_products_are_those_of_torch_with_the_norm_before_and_the_sum_after(rows, width, columns) -> None:
     both = Both(model())
-    x, more, weight = torch.randn(3, width), torch.randn(3, width), torch.randn(width)
-    ours, theirs = x.clone(), x.clone()
-    torch.testing.assert_close(both.kernels.add_norm(ours, more, weight), both.torch.add_norm(theirs, more, weight))
-    torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(both.kernels.add_norm(ours, None, weight), both.torch.add_norm(theirs, None, weight))
-    torch.testing.assert_close(ours, x + more)
+    x, norm = 3 * torch.randn(rows, width), torch.randn(width)
+    linear, gates, back = (
+        nn.Linear(width, columns),
+        nn.Linear(width, 2 * columns, False),
+        nn.Linear(columns, width, False),
+    )
 
+    def layer(ops: LLMOps) -> list[Tensor]:
+        mine = x.clone()
+        gated = ops.norm_gate(mine, norm, gates)
+        ops.add_linear(mine, gated, back)
+        return [ops.norm_linear(x, norm, linear), gated, mine]
 
-@pytest.mark.parametrize("inner", [1, 40, 1024, 1100])
-def test_gate(inner: int) -> None:
-    both, x = Both(model()), 5 * torch.randn(3, 2 * inner)
-    torch.testing.assert_close(both.kernels.gate(x), both.torch.gate(x))
+    for ours, theirs in zip(layer(both.kernels), layer(both.torch), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def states(model: SpeechLM, history: Tensor, seeds: list[int], steps: list[int]) -> Tensor:
