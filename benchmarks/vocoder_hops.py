@@ -14,19 +14,24 @@ import argparse
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from lighttts.engine.vocoder import LENGTHS, Vocoder
+from lighttts.engine.vocoder_ops import TorchOps
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.hift import HiFTGenerator, load_hift
-from lighttts.models.hift_stream import OVERLAP, VocoderHop, VocoderState, vocode
+from lighttts.models.hift_stream import OVERLAP, VocoderHop, VocoderResult, VocoderState, vocode
 
 FLOPS, BYTES = 800e12, 3.0e12
 """A second, of an H100: half precision tensor operations and memory traffic that can be had."""
-PRECISIONS = {"float32": (torch.float32, False), "tf32": (torch.float32, True)} | {
-    str(dtype).removeprefix("torch."): (dtype, True) for dtype in (torch.float16, torch.bfloat16)
+PRECISIONS = {
+    "float32": (torch.float32, False),
+    "tf32": (torch.float32, True),
+    "float16": (torch.float16, True),
+    "bfloat16": (torch.bfloat16, True),
 }
 
 
@@ -47,17 +52,18 @@ def held_state(model: HiFTGenerator, generator: torch.Generator) -> VocoderState
     return state
 
 
-def operations(model: HiFTGenerator) -> tuple[float, float]:
-    """Operations of the convolutions of a mel frame, and numbers that pass from layer to layer."""
-    macs, numbers = 0.0, 0.0
+def operations(model: HiFTGenerator) -> tuple[float, float, float]:
+    """Operations of the convolutions of a mel frame, numbers that pass from layer to layer, and all weights."""
+    macs, numbers, weights = 0.0, 0.0, 0.0
     frames = 100
     hooks = []
 
     def count(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
-        nonlocal macs, numbers
+        nonlocal macs, numbers, weights
         assert isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d)
         transposed = isinstance(module, torch.nn.ConvTranspose1d)
         positions = output.size(2) / (module.stride[0] if transposed else 1)
+        weights += module.weight.numel()
         macs += module.weight.numel() * positions / frames
         numbers += 2 * output[0].numel() / frames
 
@@ -67,7 +73,7 @@ def operations(model: HiFTGenerator) -> tuple[float, float]:
     vocode(model, [VocoderHop(None, torch.randn(frames, 80, device=model.device), True, 0)])
     for hook in hooks:
         hook.remove()
-    return 2 * macs, numbers
+    return 2 * macs, numbers, weights
 
 
 def milliseconds(run: Callable[[], object], seconds: float = 0.15) -> float:
@@ -88,34 +94,42 @@ def milliseconds(run: Callable[[], object], seconds: float = 0.15) -> float:
 
 
 def precision_table(model: HiFTGenerator) -> None:
-    """Each precision's error over hops of every length, in a batch of mixed ones."""
+    """Each precision's error over hops of every length, in a batch of mixed ones.
+
+    Only what is used is measured with the kernels, the rest in plain torch, where half precision sums are rounded too.
+    """
     hops = hops_of(model, [LENGTHS[-1], 58, 31, 108, 20, 208, 58, 9 + OVERLAP])
     torch.backends.cudnn.allow_tf32 = False
     reference = torch.cat([result.audio for result in vocode(model, hops)])
     print(
-        f"\n{'precision':<16}{'max error':>12}{'rms error':>12}   of the audio's deviation {float(reference.std()):.4f}"
+        f"\n{'precision':<20}{'max error':>12}{'rms error':>12}   of the audio's deviation {float(reference.std()):.4f}"
     )
-    for name, (dtype, tf32) in PRECISIONS.items():
+
+    def row(name: str, tf32: bool, results: Callable[[], list[VocoderResult]]) -> None:
         torch.backends.cudnn.allow_tf32 = tf32
-        made = torch.cat([result.audio for result in Vocoder(model, max_batch=8, dtype=dtype).vocode(hops)])
-        error = (made - reference) / reference.std()
-        print(f"{name:<16}{float(error.abs().max()):>12.2e}{float(error.square().mean().sqrt()):>12.2e}", flush=True)
-    torch.backends.cudnn.allow_tf32 = True
-    eager = torch.cat([result.audio for result in vocode(model, hops)])
-    error = (eager - reference) / reference.std()
-    print(f"{'reference, tf32':<16}{float(error.abs().max()):>12.2e}{float(error.square().mean().sqrt()):>12.2e}")
+        error = (torch.cat([result.audio for result in results()]) - reference) / reference.std()
+        print(f"{name:<20}{float(error.abs().max()):>12.2e}{float(error.square().mean().sqrt()):>12.2e}", flush=True)
+
+    attempt(lambda: row("float16", True, lambda: Vocoder(model, max_batch=8).vocode(hops)))
+    for name, (dtype, tf32) in PRECISIONS.items():
+        made = partial(in_torch, model, dtype, hops)
+        attempt(partial(row, f"{name}, torch", tf32, made))
+    attempt(lambda: row("tf32, reference", True, lambda: vocode(model, hops)))
+
+
+def in_torch(model: HiFTGenerator, dtype: torch.dtype, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
+    return Vocoder(model, max_batch=len(hops), ops=TorchOps(model), dtype=dtype).vocode(hops)
 
 
 def time_table(model: HiFTGenerator, vocoder: Vocoder, eager: bool) -> None:
     """Each pass, and the whole call with copies in and out; the reference at some batches."""
-    flops, numbers = operations(model)
-    weights = 2 * sum(parameter.numel() for parameter in model.parameters())
+    flops, numbers, weights = operations(model)
     print(f"\n{flops / 1e9:.2f} GFLOP and {2 * numbers / 1e6:.2f} MB (half precision) a frame")
     print(f"{'frames':>6}{'batch':>6}{'floor ms':>10}{'graph ms':>10}{'a hop':>8}{'call ms':>10}{'reference ms':>14}")
     for (length, batch), replay in sorted(vocoder._passes.items()):
         hops = hops_of(model, [length] * batch)
         vocoder.vocode(hops)
-        floor = 1000 * max(length * batch * flops / FLOPS, (weights + 2 * numbers * length * batch) / BYTES)
+        floor = 1000 * max(length * batch * flops / FLOPS, 2 * (weights + numbers * length * batch) / BYTES)
         graph, call = milliseconds(replay), milliseconds(lambda hops=hops: vocoder.vocode(hops))
         reference = milliseconds(lambda hops=hops: vocode(model, hops), 0.0) if eager and batch in (1, 8) else 0.0
         print(

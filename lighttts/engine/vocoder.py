@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lighttts.engine.vocoder_graphs import Captures
-from lighttts.engine.vocoder_net import Passed, Rows, VocoderNet
+from lighttts.engine.vocoder_net import VocoderNet
+from lighttts.engine.vocoder_ops import Passed, Rows, TorchOps, VocoderOps
 from lighttts.models.hift import HiFTGenerator
 from lighttts.models.hift_stream import OVERLAP, VocoderHop, VocoderResult, VocoderState, as_int64, vocode
 
@@ -37,16 +38,19 @@ class Buffers:
 class Vocoder:
     """Batches of up to `max_batch` hops; more are computed batch after batch.
 
-    Everything stays on the model's device: nothing here waits for it. On a GPU the convolutions are computed in
-    `dtype`, on a CPU in float32. Longer hops than the longest of `LENGTHS`, and those without seed, are left to the
-    reference.
+    Everything stays on the model's device: nothing here waits for it. Longer hops than the longest of `LENGTHS`, and
+    those without seed, are left to the reference. Convolutions multiply numbers of `dtype` with `ops`: half precision
+    with Triton kernels on a GPU, float32 in plain torch on a CPU, unless others are given.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: HiFTGenerator, *, max_batch: int, dtype: torch.dtype = torch.float16) -> None:
+    def __init__(
+        self, model: HiFTGenerator, *, max_batch: int, ops: VocoderOps | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         self._model = model
         self._gpu = model.device.type == "cuda"
-        self._net = VocoderNet(model, dtype if self._gpu else torch.float32)
+        dtype = dtype or (torch.float16 if self._gpu else torch.float32)
+        self._net = VocoderNet(model, ops or _own_ops(model), dtype)
         self._max_batch = max_batch
         self._batches = [1 << power for power in range((max_batch - 1).bit_length())] + [max_batch]
         self._held = OVERLAP * model.config.source.frame
@@ -136,6 +140,15 @@ class Vocoder:
             state = VocoderState(mel[row], source[row], old[row], phase[row], _first(hop) + frames - OVERLAP)
             results.append(VocoderResult(audio[row, : (frames - OVERLAP) * frame], state))
         return results
+
+
+def _own_ops(model: HiFTGenerator) -> VocoderOps:
+    """The operations of the model's device. Triton comes with torch only where there is a GPU."""
+    if model.device.type != "cuda":
+        return TorchOps(model)
+    from lighttts.kernels.vocoder import TritonOps
+
+    return TritonOps(model)
 
 
 def _held(hop: VocoderHop) -> int:

@@ -12,7 +12,7 @@ in a batch of longer ones gets the audio it would get alone. Two kinds of layer 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,7 +54,7 @@ class Convolution:
     taps: tuple[Taps, ...]
 
     @classmethod
-    def beside(cls, convolutions: Sequence[nn.Module], dtype: torch.dtype) -> Convolution:
+    def beside(cls, convolutions: Iterable[nn.Module], dtype: torch.dtype) -> Convolution:
         """Convolutions of equal channels and odd taps, which keep their input's length, each on a plane of its own."""
         weights, biases, taps = [], [], []
         for conv in convolutions:
@@ -103,9 +103,10 @@ class Finish:
     """What is done to the sums of a convolution, in this order, in float32.
 
     `residual` is added, of each plane its own. With `total` the planes are then averaged to one. `beside`
-    (1, rows, positions, channels) is added with its position `shift` at this one's first but for a mirror: position t
-    takes |t - `shift`|. `slope`: leaky ReLU. The result is made as `dtype` if there is one. `alphas`
-    (snakes x planes, channels): Snakes of the result, one plane each, in the convolution's dtype.
+    (1, rows, positions, channels), never with `total`, is added `shift` positions later than it lies, with its second
+    position mirrored to the front: position t takes |t - `shift`|. `slope`: leaky ReLU. The result is made as `dtype`
+    if there is one. `alphas` (snakes x planes, channels): Snakes of the result, one plane each, in the convolution's
+    dtype.
     """
 
     residual: Tensor | None = None

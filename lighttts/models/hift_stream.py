@@ -145,7 +145,13 @@ def as_int64(seed: int) -> int:
 
 def cross_fade(old: Tensor, new: Tensor, level: bool) -> Tensor:
     """`old` fading out under `new` fading in: halves of a Hamming window, with `level` scaled to add up to 1."""
-    window = torch.hamming_window(2 * new.size(1), periodic=False, dtype=torch.float64, device=new.device)
+    fade_in, fade_out = fades(new.size(1), new.device, level)
+    return new * fade_in.to(new.dtype) + old * fade_out.to(new.dtype)
+
+
+def fades(samples: int, device: torch.device, level: bool = True) -> tuple[Tensor, Tensor]:
+    """The weights (samples,) in float64 of what fades in and of what fades out."""
+    window = torch.hamming_window(2 * samples, periodic=False, dtype=torch.float64, device=device)
     fade_in, fade_out = window.chunk(2)
     total = fade_in + fade_out if level else torch.ones_like(fade_in)
-    return new * (fade_in / total).to(new.dtype) + old * (fade_out / total).to(new.dtype)
+    return fade_in / total, fade_out / total

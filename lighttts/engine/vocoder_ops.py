@@ -1,0 +1,120 @@
+"""What a pass of the vocoder consists of, and those operations in plain torch.
+
+The GPU's are `lighttts.kernels.vocoder.TritonOps`. Neither reads anything beyond a row's true end as other than zero.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lighttts.engine import vocoder_signal as signal
+from lighttts.engine.vocoder_layers import Convolution, Finish, Made, Span, convolve
+from lighttts.models.hift import HiFTGenerator
+from lighttts.models.hift_stream import OVERLAP, cross_fade
+
+SPECTRUM = 32
+"""Channels that a spectrum's are padded to, so that each position begins at an address tensor cores can read from."""
+
+
+class Rows(NamedTuple):
+    """What a pass reads. Rows that no request uses have `frames` 0.
+
+    `mel` (rows, frames, bins): what was held back, what is new, then zeros. `frames`: how many frames there are, `held`
+    of them (OVERLAP or 0) held back; `first`: the request's frame that `mel` starts with; `seed`: of the noise; all
+    (rows,) int64. `source`, `audio` (rows, OVERLAP x samples a frame) and `phase` (rows, harmonics + 1) float64 are
+    those of `VocoderState`; the former two do not matter where `held` is 0.
+    """
+
+    mel: Tensor
+    frames: Tensor
+    held: Tensor
+    first: Tensor
+    seed: Tensor
+    source: Tensor
+    audio: Tensor
+    phase: Tensor
+
+
+class Passed(NamedTuple):
+    """What a pass makes: `audio` (rows, samples), of which what is before a row's own end is true; and, in case more
+    follows, the last OVERLAP frames' source, audio and mel beside each other in `held` (rows, numbers), and the
+    `phase` (rows, harmonics + 1) float64.
+    """
+
+    audio: Tensor
+    held: Tensor
+    phase: Tensor
+
+
+class Margins(NamedTuple):
+    """Positions of zeros before and after a row's spectra."""
+
+    before: int
+    after: int
+
+
+class VocoderOps(Protocol):
+    """Operations of one model. Every shape of a result follows from the arguments' shapes."""
+
+    def excite(self, rows: Rows, f0: Tensor) -> tuple[Tensor, Tensor]:
+        """Excitation (rows, samples), what was held back first, from a pitch (rows, frames) that is right up to each
+        row's end; and its phase (rows, harmonics + 1) float64 there.
+        """
+
+    def analyse(self, source: Tensor, frames: Tensor, margins: Margins, dtype: torch.dtype) -> Tensor:
+        """Spectra (rows, `margins` + samples / hop + 1, SPECTRUM) of the excitation."""
+
+    def convolve(
+        self, x: Tensor, layer: Convolution, frames: Tensor, span: Span, positions: int, finish: Finish
+    ) -> Made:
+        """See `lighttts.engine.vocoder_layers.convolve`."""
+
+    def synthesise(self, rows: Rows, source: Tensor, phase: Tensor, layer: Tensor) -> Passed:
+        """Audio from the last layer (rows, samples / hop + 1, size + 2), cross-faded with what was held back."""
+
+
+class TorchOps:
+    """`VocoderOps` in plain torch."""
+
+    def __init__(self, model: HiFTGenerator) -> None:
+        self._source = model.m_source
+        self._fourier = model.fourier
+        self._limit = model.config.limit
+        self._frame = model.config.source.frame
+
+    def excite(self, rows: Rows, f0: Tensor) -> tuple[Tensor, Tensor]:
+        f0 = signal.held_pitch(f0, rows.frames)
+        rates = self._source.rates(f0).double()
+        centres, end = signal.phases(self._source, rates, rows.phase, rows.held, rows.frames)
+        made = signal.excite(self._source, f0, rates, centres, rows.seed, rows.first)
+        held = rows.source.size(1)
+        kept = rows.source.where(rows.held[:, None] > 0, made[:, :held])
+        return torch.cat([kept, made[:, held:]], dim=1), end
+
+    def analyse(self, source: Tensor, frames: Tensor, margins: Margins, dtype: torch.dtype) -> Tensor:
+        made = signal.analyse(self._fourier, source, frames * self._frame)
+        return F.pad(made, (0, SPECTRUM - made.size(2), *margins)).to(dtype)
+
+    def convolve(
+        self, x: Tensor, layer: Convolution, frames: Tensor, span: Span, positions: int, finish: Finish
+    ) -> Made:
+        return convolve(x, layer, frames, span, positions, finish)
+
+    def synthesise(self, rows: Rows, source: Tensor, phase: Tensor, layer: Tensor) -> Passed:
+        ends, held = rows.frames * self._frame, rows.audio.size(1)
+        audio = signal.synthesise(self._fourier, layer, ends, self._limit)
+        faded = cross_fade(rows.audio, audio[:, :held], level=True)
+        audio = torch.cat([faded.where(rows.held[:, None] > 0, audio[:, :held]), audio[:, held:]], dim=1)
+        frames, samples = _tail(rows.frames, OVERLAP), _tail(ends, held)
+        mel = rows.mel.gather(1, frames[..., None].expand(-1, -1, rows.mel.size(2)))
+        kept = torch.cat([source.gather(1, samples), audio.gather(1, samples), mel.flatten(1)], dim=1)
+        return Passed(audio, kept, phase)
+
+
+def _tail(ends: Tensor, length: int) -> Tensor:
+    """The last `length` positions before each row's end (rows, length), not before the row's beginning."""
+    return (ends[:, None] - length + torch.arange(length, device=ends.device)).clamp(min=0)

@@ -1,0 +1,88 @@
+"""The operations of a vocoder pass on a GPU, as Triton kernels: `lighttts.engine.vocoder_ops` says what they do.
+
+What lies beyond a row's end is whatever was there; nothing reads it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from lighttts.engine.vocoder_layers import Convolution, Finish, Made, Span
+from lighttts.engine.vocoder_ops import SPECTRUM, Margins, Passed, Rows
+from lighttts.kernels import vocoder_layers, vocoder_signal
+from lighttts.models.hift import MAX_MAGNITUDE, HiFTGenerator
+from lighttts.models.hift_stream import OVERLAP, fades
+
+_SAMPLES = 1024
+"""Samples of a program that makes excitation, or numbers of one that copies."""
+_POSITIONS = 64
+"""Spectra, or hops of audio, of a program."""
+
+
+class TritonOps:
+    """`VocoderOps` of a model on a GPU. `tf32`: what float32 convolutions round their factors to."""
+
+    def __init__(self, model: HiFTGenerator, *, tf32: bool = True) -> None:
+        source, fourier = model.m_source, model.fourier
+        self._config = model.config
+        self._tf32 = tf32
+        weight = source.l_linear.weight[0]
+        self._merge = torch.cat([weight * source.config.amplitude, weight.norm()[None], source.l_linear.bias]).float()
+        size, bins = fourier.size, fourier.size // 2 + 1
+        self._analysis = torch.zeros(size, SPECTRUM, device=model.device)
+        self._analysis[:, : size + 2] = fourier.analysis[:, 0].T
+        self._real, self._imaginary = fourier.synthesis[:, 0].split(bins)
+        self._energy = fourier.energy.flatten()
+        self._fades = torch.stack(fades(OVERLAP * source.config.frame, model.device)).float()
+
+    def excite(self, rows: Rows, f0: Tensor) -> tuple[Tensor, Tensor]:
+        source, (count, longest) = self._config.source, f0.shape
+        rates = f0.new_empty(count, source.harmonics + 1, longest)
+        cycles, end = torch.empty_like(rates), torch.empty_like(rows.phase)
+        numbers = rows.frames.stride(0)
+        vocoder_signal.sum_phases[count, source.harmonics + 1](
+            f0, rows.frames, rows.held, rows.phase, rates, cycles, end, numbers, longest, float(source.sample_rate),
+            FRAME=source.frame, T=triton.next_power_of_2(longest),
+        )  # fmt: skip
+        made = f0.new_empty(count, longest * source.frame)
+        vocoder_signal.excite[triton.cdiv(made.size(1), _SAMPLES), count](
+            f0, rates, cycles, self._merge, rows.frames, rows.held, rows.first, rows.seed, rows.source, made,
+            numbers, longest, source.voiced_above, source.noise, source.amplitude / 3,
+            FRAME=source.frame, HARMONICS=source.harmonics, HELD=rows.source.size(1), BLOCK=_SAMPLES,
+        )  # fmt: skip
+        return made, end
+
+    def analyse(self, source: Tensor, frames: Tensor, margins: Margins, dtype: torch.dtype) -> Tensor:
+        (count, samples), hop = source.shape, self._config.fourier_hop
+        length = margins.before + samples // hop + 1 + margins.after
+        spectra = source.new_empty(count, length, SPECTRUM, dtype=dtype)
+        vocoder_signal.analyse[triton.cdiv(length, _POSITIONS), count](
+            source, self._analysis, frames, spectra, frames.stride(0), samples, length, margins.before,
+            FRAME=self._config.source.frame, HOP=hop, SIZE=self._config.fourier_size, WIDTH=SPECTRUM,
+            SPARE=margins.after, BLOCK=_POSITIONS,
+        )  # fmt: skip
+        return spectra
+
+    def convolve(
+        self, x: Tensor, layer: Convolution, frames: Tensor, span: Span, positions: int, finish: Finish
+    ) -> Made:
+        return vocoder_layers.convolve(x, layer, frames, span, positions, finish, tf32=self._tf32)
+
+    def synthesise(self, rows: Rows, source: Tensor, phase: Tensor, layer: Tensor) -> Passed:
+        config, (count, samples), held = self._config, source.shape, rows.audio.size(1)
+        frame, hop, bins = config.source.frame, config.fourier_hop, config.fourier_size // 2 + 1
+        audio, numbers = torch.empty_like(source), rows.frames.stride(0)
+        vocoder_signal.synthesise[triton.cdiv(samples // hop, _POSITIONS), count](
+            layer, self._real, self._imaginary, self._energy, self._fades, rows.audio, rows.frames, rows.held, audio,
+            numbers, samples, MAX_MAGNITUDE, config.limit,
+            FRAME=frame, HOP=hop, BINS=bins, OVERLAPS=config.fourier_size // hop, HELD=held,
+            WIDTH=triton.next_power_of_2(bins), BLOCK=_POSITIONS,
+        )  # fmt: skip
+        kept = source.new_empty(count, 2 * held + OVERLAP * rows.mel.size(2))
+        vocoder_signal.hold[triton.cdiv(kept.size(1), _SAMPLES), count](
+            source, audio, rows.mel, rows.frames, kept, numbers, samples, rows.mel.size(1),
+            FRAME=frame, OVERLAP=OVERLAP, BINS=rows.mel.size(2), BLOCK=_SAMPLES,
+        )  # fmt: skip
+        return Passed(audio, kept, phase)
