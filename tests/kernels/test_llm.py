@@ -182,6 +182,18 @@ def test_the_end_of_speech_is_drawn_from_the_minimum_on_only() -> None:
     assert drawn[1] == drawing.vocabulary.end_of_speech
 
 
+def test_tokens_of_a_published_vocabulary_are_those_of_the_reference() -> None:
+    drawing = model(speech=6561)
+    both = Both(drawing)
+    logits = 2 * torch.randn(SLOTS, 6564)
+    history = logits.topk(25, 1).indices[:, torch.randperm(25)[:10]]  # what is drawn is repeated as often as not
+    before = states(drawing, torch.cat([history, history[:1]]), [*range(90, 96)], [*range(6)])
+    drawn = [torch.zeros(SLOTS, dtype=torch.int64) for _ in range(2)]
+    for ops, ids in zip((both.kernels, both.torch), drawn, strict=True):
+        ops.draw(logits, torch.arange(SLOTS), before.clone(), ids)
+    assert torch.equal(*drawn)
+
+
 def test_an_engine_with_the_kernels_makes_the_tokens_of_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = load_llm(ModelDirectory.open(TINY), torch.device("cpu"))
     jobs = [
