@@ -30,8 +30,8 @@ WHOLE = Profile(rows=Span(2, 2, 16), time=Span(4, 500, 3000))
 _log = logs.get_logger()
 
 
-HOPS = 16
-"""Hops computed together, unless configured."""
+HOPS = 32
+"""Hops in one call. What is computed together beyond that takes several calls."""
 
 
 def cached_profile(chunk: int, hops: int) -> Profile:
@@ -58,13 +58,10 @@ class Backend:
             raise ConfigError("TensorRT needs an NVIDIA GPU, and model.device is none")
         return cls(library, device, EngineCache(folder))
 
-    def cached(self, directory: ModelDirectory, flow: CausalMaskedDiffWithXvec, hops: int | None) -> CachedVelocity:
-        """The estimator of `flow`, of `directory`, in its dtype; built if it is not in the cache.
-
-        `hops`: computed together at most, None for `HOPS`.
-        """
+    def cached(self, directory: ModelDirectory, flow: CausalMaskedDiffWithXvec, hops: int = HOPS) -> CachedVelocity:
+        """The estimator of `flow`, of `directory`, in its dtype, for `hops` a call; built if it is not in the cache."""
         estimator = flow.decoder.estimator
-        profile = cached_profile(estimator.config.chunk, hops or HOPS)
+        profile = cached_profile(estimator.config.chunk, hops)
         model = f"{fingerprint(directory.path('flow.pt'))} {directory.config_hash}"
         key = self._key(model, graph_revision(), flow.dtype, profile)
         session = self._session(key, lambda: export_estimator(estimator))
@@ -110,11 +107,11 @@ class Backend:
 
 
 def use_tensorrt(
-    flow: CausalMaskedDiffWithXvec, directory: ModelDirectory, folder: Path | None, hops: int | None
+    flow: CausalMaskedDiffWithXvec, directory: ModelDirectory, folder: Path | None, hops: int = HOPS
 ) -> CachedVelocity | None:
     """Have `flow`, of `directory` and on its GPU, solve with TensorRT; engines not in `folder` are built first.
 
-    `folder`: None for `default_folder`; `hops`: see `Backend.cached`. The answer is what a `TensorRTFlowBatch` takes.
+    `folder`: None for `default_folder`; `hops`: most in one call. The answer is what a `TensorRTFlowBatch` takes.
     Where TensorRT or a GPU is missing, it is None, the flow stays as it is, and one warning says why, what to install,
     and that the default engine is used. Raises `ModelError` if an engine cannot be built, `ConfigError` if it cannot be
     kept.

@@ -2,7 +2,7 @@
 
     python -m lighttts.tensorrt.build MODEL_DIR [--config FILE] [--set KEY=VALUE]
 
-With the configuration of the worker that will load them: the engines depend on model.dtype and decode.batch.
+With the configuration of the worker that will load them: model.device, model.dtype and decode.engine_cache count.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def build(directory: ModelDirectory, config: Config) -> None:
     device = pick_device(config.model.device)
     backend = Backend.open(device, config.decode.engine_cache or default_folder())
     flow = load_flow(directory, device, dtype_of(config.model.dtype))
-    backend.cached(directory, flow, config.decode.batch)
+    backend.cached(directory, flow)
     backend.published(directory)
 
 

@@ -226,10 +226,10 @@ def _logging_as_before() -> Iterator[None]:
 @pytest.mark.usefixtures("_logging_as_before")
 def test_engines_can_be_built_before_a_worker_starts(monkeypatch, tmp_path, backend, directory, fake, own_flow) -> None:
     monkeypatch.setattr(Backend, "open", lambda device, folder: backend)
-    settings = ["--set", "decode.batch=2", "--set", "model.device=cpu", "--set", "log.format=json"]
+    settings = ["--set", "model.device=cpu", "--set", "log.format=json"]
     assert build.main([str(directory.root), *settings]) == 0
     assert fake.built == 1
-    assert use_tensorrt(own_flow, directory, None, 2) is not None
+    assert use_tensorrt(own_flow, directory, None) is not None
     assert fake.built == 1
 
 
