@@ -121,7 +121,7 @@ def in_torch(model: HiFTGenerator, dtype: torch.dtype, hops: Sequence[VocoderHop
     return Vocoder(model, max_batch=len(hops), ops=TorchOps(model), dtype=dtype).vocode(hops)
 
 
-def time_table(model: HiFTGenerator, vocoder: Vocoder, eager: bool) -> None:
+def time_table(model: HiFTGenerator, vocoder: Vocoder) -> None:
     """Each pass, and the whole call with copies in and out; the reference at some batches."""
     flops, numbers, weights = operations(model)
     print(f"\n{flops / 1e9:.2f} GFLOP and {2 * numbers / 1e6:.2f} MB (half precision) a frame")
@@ -131,11 +131,23 @@ def time_table(model: HiFTGenerator, vocoder: Vocoder, eager: bool) -> None:
         vocoder.vocode(hops)
         floor = 1000 * max(length * batch * flops / FLOPS, 2 * (weights + numbers * length * batch) / BYTES)
         graph, call = milliseconds(replay), milliseconds(lambda hops=hops: vocoder.vocode(hops))
-        reference = milliseconds(lambda hops=hops: vocode(model, hops), 0.0) if eager and batch in (1, 8) else 0.0
+        reference = milliseconds(lambda hops=hops: vocode(model, hops), 0.0) if batch in (1, 8) else 0.0
         print(
             f"{length:>6}{batch:>6}{floor:>10.3f}{graph:>10.3f}{graph / batch:>8.3f}{call:>10.3f}{reference:>14.2f}",
             flush=True,
         )
+
+
+def profile(vocoder: Vocoder, length: int, batch: int) -> None:
+    """Where the time of a pass goes, by kernel."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as seen:
+        vocoder._passes[length, batch]()
+        torch.cuda.synchronize()
+    print(f"\n{length} frames, batch {batch}:{'kernels':>12}{'ms':>10}")
+    times = sorted(seen.key_averages(), key=lambda entry: -entry.device_time_total)
+    for entry in times[:14]:
+        print(f"{entry.key[:60]:<60}{entry.count:>6}{entry.device_time_total / 1000:>10.3f}", flush=True)
 
 
 def attempt(part: Callable[[], object]) -> None:
@@ -167,7 +179,9 @@ def timed(model: HiFTGenerator, batch: int) -> None:
     torch.cuda.synchronize()
     seconds, memory = time.monotonic() - began, (torch.cuda.memory_reserved() - before) / 2**20
     print(f"\ncaptured {len(vocoder._passes)} passes in {seconds:.1f} s, {memory:.0f} MiB", flush=True)
-    time_table(model, vocoder, eager=True)
+    time_table(model, vocoder)
+    for length, rows in ((LENGTHS[0], 1), (LENGTHS[-1], min(8, batch))):
+        attempt(partial(profile, vocoder, length, rows))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,9 @@ class Convolution:
         (count,), (factor,) = conv.kernel_size, conv.stride
         weight = F.pad(conv.weight.permute(2, 1, 0), (0, 0, 0, inputs - conv.in_channels))
         taps = Taps(count // factor, 1, 0)
-        return cls(weight.reshape(taps.count, factor * inputs, -1).to(dtype), conv.bias.float()[None], (taps,))
+        return cls(
+            weight.reshape(taps.count, factor * inputs, -1).to(dtype).contiguous(), conv.bias.float()[None], (taps,)
+        )
 
     @property
     def outputs(self) -> int:
@@ -102,11 +104,11 @@ class Convolution:
 class Finish:
     """What is done to the sums of a convolution, in this order, in float32.
 
-    `residual` is added, of each plane its own. With `total` the planes are then averaged to one. `beside`
-    (1, rows, positions, channels), never with `total`, is added `shift` positions later than it lies, with its second
-    position mirrored to the front: position t takes |t - `shift`|. `slope`: leaky ReLU. The result is made as `dtype`
-    if there is one. `alphas` (snakes x planes, channels): Snakes of the result, one plane each, in the convolution's
-    dtype.
+    `residual` is added, of each plane its own, and need not be kept. With `total` the planes are then averaged to one.
+    `beside` (1, rows, positions, channels), never with `total`, is added `shift` positions later than it lies, with its
+    second position mirrored to the front: position t takes |t - `shift`|. `slope`: leaky ReLU. The result is made as
+    `dtype` if there is one. `alphas` (snakes x planes, channels): Snakes of the result, one plane each, in the
+    convolution's dtype.
     """
 
     residual: Tensor | None = None

@@ -113,13 +113,15 @@ class VocoderNet:
 
     def _pairs(self, blocks: BlockPairs, made: Made, frames: Tensor, span: Span, last: Finish) -> Made:
         """`blocks` from their input and its Snakes to their result, which `last` finishes."""
+        value, snaked = made
         finishes = [Finish(dtype=torch.float32, alphas=alphas) for alphas in blocks.before[1:]] + [last]
         for first, between, second, finish in zip(blocks.first, blocks.between, blocks.second, finishes, strict=True):
-            x = _there(made.snaked)
-            inner = self._ops.convolve(x, first, frames, span, x.size(2), Finish(alphas=between))
-            finish = replace(finish, residual=made.value)
-            made = self._ops.convolve(_there(inner.snaked), second, frames, span, x.size(2), finish)
-        return made
+            x = _there(snaked)
+            _, snaked = self._ops.convolve(x, first, frames, span, x.size(2), Finish(alphas=between))
+            # Let go of at once: what is made next may take its memory.
+            x = _there(snaked)
+            value, snaked = self._ops.convolve(x, second, frames, span, x.size(2), replace(finish, residual=value))
+        return Made(value, snaked)
 
     def _layer(self, x: Tensor, layer: Convolution, frames: Tensor, span: Span, finish: Finish) -> Tensor:
         """A layer on its own, whose result is as long as its input."""

@@ -19,6 +19,14 @@ from lighttts.engine.vocoder_layers import Convolution, Finish, Made, Span, Taps
 from lighttts.kernels.vocoder_signal import sine_squared
 
 
+@triton.jit
+def _within(number, pointer):
+    """`number` as far as the pointer's type reaches: an infinity in half precision would be the end of the audio."""
+    if pointer.dtype.element_ty == tl.float16:
+        number = tl.minimum(tl.maximum(number, -65504.0), 65504.0)
+    return number
+
+
 @triton.jit(do_not_specialize=["positions", "beside_positions", "per", "x_more", "more", "slope"])
 def _convolve(
     x,
@@ -113,13 +121,13 @@ def _convolve(
         sums = tl.where(sums > 0, sums, sums * slope)
     if KEEP:
         cells = ((plane * rows + row) * positions + at[:, None]) * OUTPUTS + output[None, :]
-        tl.store(value + cells, sums, stored)
+        tl.store(value + cells, _within(sums, value), stored)
     for turn in tl.static_range(SNAKES):
         sheet = plane * SNAKES + turn
         alpha = tl.load(alphas + sheet * OUTPUTS + output, output < OUTPUTS, other=1)[None, :]
         wave = sums + sine_squared(sums * (alpha * 0.3183098861837907)) / (alpha + 1e-9)
         cells = ((sheet * rows + row) * positions + at[:, None]) * OUTPUTS + output[None, :]
-        tl.store(snaked + cells, wave, stored)
+        tl.store(snaked + cells, _within(wave, snaked), stored)
 
 
 @cache
@@ -144,19 +152,28 @@ def _blocks(dtype: torch.dtype, inputs: int, outputs: int) -> tuple[int, int, in
     return 128, block_o, 64 if inputs % 64 == 0 else 32, 8, 3 if block_o == 128 else 4
 
 
+def _room(x: Tensor, finish: Finish, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Where the result goes: over the residual, whose numbers are each read where they are written."""
+    residual = finish.residual
+    if residual is not None and not finish.total and residual.is_contiguous() and residual.dtype == dtype:
+        return residual
+    return x.new_empty(shape, dtype=dtype)
+
+
 def convolve(
     x: Tensor, layer: Convolution, frames: Tensor, span: Span, positions: int, finish: Finish, *, tf32: bool = True
 ) -> Made:
     """As `lighttts.engine.vocoder_layers.convolve`, but what lies beyond a row's end is whatever was there.
 
     `x` (planes, rows, positions, inputs) has channels side by side, and is as `span` says: zeros follow, which need not
-    be there, but for a `x` of more positions than are made, whose last one is read.
+    be there, but for a `x` of more positions than are made, whose last one is read. The result may take the residual's
+    place.
     """
     planes, rows, inputs, outputs = len(layer.taps), x.size(1), x.size(3), layer.weight.size(2)
     made = 1 if finish.total else planes
     snakes = 0 if finish.alphas is None else finish.alphas.size(0) // made
     shape = (rows, positions, outputs)
-    value = None if finish.dtype is None else x.new_empty(made, *shape, dtype=finish.dtype)
+    value = None if finish.dtype is None else _room(x, finish, (made, *shape), finish.dtype)
     snaked = None if finish.alphas is None else x.new_empty(made * snakes, *shape)
     block_t, block_o, block_i, warps, stages = _blocks(x.dtype, inputs, outputs)
     grid = (triton.cdiv(positions, block_t) * triton.cdiv(outputs, block_o), rows, made)

@@ -125,8 +125,8 @@ def test_a_convolution_and_all_that_is_done_to_its_sums(name):
     ends = [count and 2 * count + 1 for count in FRAMES]
     x = torch.randn(len(layer.taps), len(FRAMES), POSITIONS, 24)
     zero = x.where((torch.arange(POSITIONS) < torch.tensor(ends)[:, None])[..., None], 0.0)
-    ours = TritonOps(model(), tf32=False).convolve(x, layer, frames, SPAN, POSITIONS, finish)
     reference = TorchOps(model()).convolve(zero, layer, frames, SPAN, POSITIONS, finish)
+    ours = TritonOps(model(), tf32=False).convolve(x, layer, frames, SPAN, POSITIONS, finish)
     for one, other in zip(ours, reference, strict=True):
         assert (one is None) == (other is None)
         if one is not None and other is not None:
@@ -145,6 +145,16 @@ def test_a_convolution_in_half_precision_rounds_only_what_it_reads_and_stores():
     assert ours is not None
     assert reference is not None
     assert all(agree(one, other, [2 * n for n in FRAMES], 1e-5) for one, other in zip(ours, reference, strict=True))
+
+
+def test_half_precision_saturates_where_it_would_overflow():
+    layer, frames = convolutions((32, 32), torch.float16), torch.tensor([LONGEST])
+    x = torch.full((PLANES, 1, LONGEST, 32), 6e4).half()
+    finish = Finish(dtype=torch.float16, alphas=torch.ones(PLANES, 32))
+    for made in TritonOps(model()).convolve(x, layer, frames, Span(1), LONGEST, finish):
+        assert made is not None
+        assert made.isfinite().all()
+        assert made.abs().max() == torch.finfo(torch.float16).max
 
 
 @pytest.mark.parametrize(("taps", "rate"), [(16, 8), (11, 5), (7, 3)])
