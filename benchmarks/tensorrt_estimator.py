@@ -109,7 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         flow = load_flow(directory, DEVICE, getattr(torch, options.dtype))
         backend = Backend(library, DEVICE, EngineCache(options.cache or Path(folder)))
-        velocity = backend.cached(directory, flow, None)
+        velocity = backend.cached(directory, flow)
         plain = load_flow(directory, DEVICE).decoder.estimator
         parameters = sum(parameter.numel() for parameter in plain.parameters())
         print(f"TensorRT {library.__version__}, {torch.cuda.get_device_name(DEVICE)}, {options.dtype}")
