@@ -20,11 +20,11 @@ def _tile(weight, column, k, COLUMNS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _scaled(x, norm, row, k, rows, WIDTH: tl.constexpr):
-    """[BM, BK] of `x` times the norm's weight, and its sums of squares: the norm divides the product by them."""
+    """[BM, BK] of `x` times the norm's weight, and its squares: the norm divides the product by their mean's root."""
     value = tl.load(x + row[:, None] * WIDTH + k[None], mask=(row[:, None] < rows) & (k[None] < WIDTH), other=0.0)
     scale = tl.load(norm + k, mask=k < WIDTH, other=0.0).to(tl.float32)
     wide = value.to(tl.float32)
-    return (wide * scale[None]).to(value.dtype), tl.sum(wide * wide, 1)
+    return (wide * scale[None]).to(value.dtype), wide * wide
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -34,7 +34,7 @@ def norm_linear(x, norm, weight, bias, out, rows,
     """out = RMS norm of x, times the matrix, plus `bias`."""
     row, column = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     product = tl.zeros([BM, BN], tl.float32)
-    squares = tl.zeros([BM], tl.float32)
+    squares = tl.zeros([BM, BK], tl.float32)
     for start in range(0, WIDTH, BK):
         k = start + tl.arange(0, BK)
         tile = _tile(weight, column, k, COLUMNS, WIDTH)
@@ -42,7 +42,7 @@ def norm_linear(x, norm, weight, bias, out, rows,
         product = tl.dot(part, tile, product, input_precision="ieee")
         squares += more
     shift = tl.load(bias + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
-    value = product * tl.rsqrt(squares / WIDTH + EPSILON)[:, None] + shift[None]
+    value = product * tl.rsqrt(tl.sum(squares, 1) / WIDTH + EPSILON)[:, None] + shift[None]
     inside = (row[:, None] < rows) & (column[None] < COLUMNS)
     tl.store(out + row[:, None] * COLUMNS + column[None], value.to(out.dtype.element_ty), mask=inside)
 
@@ -55,7 +55,7 @@ def norm_gate(x, norm, weight, out, rows,
     row, column = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     gate = tl.zeros([BM, BN], tl.float32)
     up = tl.zeros([BM, BN], tl.float32)
-    squares = tl.zeros([BM], tl.float32)
+    squares = tl.zeros([BM, BK], tl.float32)
     for start in range(0, WIDTH, BK):
         k = start + tl.arange(0, BK)
         gates = _tile(weight, column, k, COLUMNS, WIDTH)
@@ -64,7 +64,7 @@ def norm_gate(x, norm, weight, out, rows,
         gate = tl.dot(part, gates, gate, input_precision="ieee")
         up = tl.dot(part, ups, up, input_precision="ieee")
         squares += more
-    scale = tl.rsqrt(squares / WIDTH + EPSILON)[:, None]
+    scale = tl.rsqrt(tl.sum(squares, 1) / WIDTH + EPSILON)[:, None]
     gate *= scale
     value = gate / (1.0 + tl.exp(-gate)) * up * scale
     inside = (row[:, None] < rows) & (column[None] < COLUMNS)

@@ -95,7 +95,7 @@ class TritonOps:
         block = _NARROW if columns < _MANY_COLUMNS else _WIDE
         llm_linear.norm_linear[(triton.cdiv(columns, block),)](
             x, norm, linear.weight, linear.bias, out, len(x),
-            EPSILON=self._epsilon, COLUMNS=columns, WIDTH=width, **_blocks(x, block, 128),
+            EPSILON=self._epsilon, COLUMNS=columns, WIDTH=width, **_blocks(x, block, 64),
         )  # fmt: skip
         return out
 
@@ -105,7 +105,7 @@ class TritonOps:
         if self._few(x):
             llm_linear.norm_gate[(triton.cdiv(columns, _WIDE),)](
                 x, norm, linear.weight, out, len(x),
-                EPSILON=self._epsilon, COLUMNS=columns, WIDTH=width, **_blocks(x, _WIDE, 128),
+                EPSILON=self._epsilon, COLUMNS=columns, WIDTH=width, **_blocks(x, _WIDE, 64),
             )  # fmt: skip
             return out
         both = F.linear(self._normed(x, norm), linear.weight)
