@@ -186,6 +186,7 @@ class Compute:
     def _run(self) -> None:
         self._clock = time.pthread_getcpuclockid(threading.get_ident())
         try:
+            self._stage.begin()
             while not self._stopping:
                 for command in self._next():
                     self._obey(command)

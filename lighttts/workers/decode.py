@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -15,15 +16,18 @@ from lighttts.engine.decode import DecodeEngine
 from lighttts.engine.decode_paged import PagedDecodeEngine
 from lighttts.engine.decode_stream import DecodeStep
 from lighttts.engine.decode_streams import DecodeStreams
+from lighttts.engine.flow_batch import FlowBatch
 from lighttts.engine.flow_pages import PagePool
 from lighttts.engine.vocoder import Vocoder
 from lighttts.models.directory import ModelDirectory
-from lighttts.models.flow import load_flow
+from lighttts.models.flow import CausalMaskedDiffWithXvec, load_flow
 from lighttts.models.hift import load_hift
+from lighttts.tensorrt.backend import use_tensorrt
+from lighttts.tensorrt.flow_batch import TensorRTFlowBatch
 from lighttts.transport import wire
-from lighttts.workers.model import dtype_of, model_name, observe_device, pick_device, watch_modules
+from lighttts.workers.model import dtype_of, model_name, observe_device, own_stream, pick_device, watch_modules
 from lighttts.workers.seeds import sentence_seed
-from lighttts.workers.service import serve
+from lighttts.workers.service import Service, serve
 from lighttts.workers.speech import FRAMES_PER_SECOND, Speech
 from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
@@ -74,6 +78,9 @@ class DecodeStage(Stage):
         if speech and speech.stream:
             self._engine.close(speech.stream)
 
+    def begin(self) -> None:
+        own_stream(self._engine.flow.device, high_priority=False)
+
     def watch(self, moved: Callable[[], None]) -> None:
         watch_modules((self._engine.flow.decoder.estimator, *self._engine.hift.resblocks), moved)
 
@@ -115,6 +122,11 @@ def _engine(config: Config, directory: ModelDirectory, device: torch.device) -> 
     # The vocoder's weights stay in single precision, as upstream runs it: its phase does not survive less.
     hift = load_hift(directory, device)
     decode = config.decode
+    flow_batch: Callable[[CausalMaskedDiffWithXvec, PagePool, int], FlowBatch] = FlowBatch
+    if decode.engine == "tensorrt":
+        velocity = use_tensorrt(flow, directory, decode.engine_cache)
+        if velocity is not None:
+            flow_batch = partial(TensorRTFlowBatch, velocity=velocity)
     if device.type != "cuda":
         return DecodeEngine(flow, hift, max_batch=decode.batch or 1, max_streams=decode.streams)
     vocoder = Vocoder(hift, max_batch=GPU_HOPS)
@@ -126,19 +138,25 @@ def _engine(config: Config, directory: ModelDirectory, device: torch.device) -> 
         slots=decode.batch or GPU_CHUNKS,
         pages=int(cache / PagePool.page_bytes(flow)),
         vocode=vocoder.vocode,
+        flow_batch=flow_batch,
     )
     engine.prepare(PREPARED_FRAMES)
     return engine
 
 
-def _run(config: Config) -> int:
+def service(config: Config) -> Service:
+    """The worker that `config` describes, its model loaded. Raises `ConfigError`, `ModelError`."""
     torch.set_num_threads(config.decode.threads)
     device = pick_device(config.model.device)
     directory = ModelDirectory.open(config.model.directory)
     engine = _engine(config, directory, device)
     boot = Boot(_NAME, model_name(directory), directory.sample_rate)
     stage = DecodeStage(engine, boot.epoch, config.decode.streams)
-    return serve(stage, boot, config, config.decode.metrics_port, lambda: observe_device(device))
+    return Service(stage, boot, config, config.decode.metrics_port, lambda: observe_device(device))
+
+
+def _run(config: Config) -> int:
+    return serve(service(config))
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from lighttts.frontend.encode import Encoded, EncodeEngine, EncodeJob
 from lighttts.models.directory import ModelDirectory
 from lighttts.transport import wire
 from lighttts.workers.model import model_name
-from lighttts.workers.service import serve
+from lighttts.workers.service import Service, serve
 from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "encode"
@@ -90,13 +90,18 @@ def _message(work: Work, epoch: int, encoded: Encoded) -> wire.Encoded:
     )
 
 
-def _run(config: Config) -> int:
+def service(config: Config) -> Service:
+    """The worker that `config` describes, its model loaded. Raises `ConfigError`, `ModelError`."""
     torch.set_num_threads(config.encode.threads)
     directory = ModelDirectory.open(config.model.directory)
     engine = EncodeEngine(directory, int(config.encode.cache_mb * 2**20), config.encode.threads)
     boot = Boot(_NAME, model_name(directory), directory.sample_rate, tuple(engine.voices))
     stage = EncodeStage(engine, boot.epoch, config.encode.concurrency)
-    return serve(stage, boot, config, config.encode.metrics_port, stage.observe)
+    return Service(stage, boot, config, config.encode.metrics_port, stage.observe)
+
+
+def _run(config: Config) -> int:
+    return serve(service(config))
 
 
 def main() -> int:

@@ -18,9 +18,9 @@ from lighttts.errors import ProtocolError
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.llm import load_llm
 from lighttts.transport import wire
-from lighttts.workers.model import dtype_of, model_name, observe_device, pick_device, watch_modules
+from lighttts.workers.model import dtype_of, model_name, observe_device, own_stream, pick_device, watch_modules
 from lighttts.workers.seeds import sentence_seed
-from lighttts.workers.service import serve
+from lighttts.workers.service import Service, serve
 from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "llm"
@@ -108,6 +108,9 @@ class LLMStage(Stage):
         self._requests.pop(work, None)
         self._engine.cancel(work)
 
+    def begin(self) -> None:
+        own_stream(self._engine.model.device, high_priority=True)
+
     def watch(self, moved: Callable[[], None]) -> None:
         watch_modules(self._engine.model.body.layers, moved)
 
@@ -139,7 +142,8 @@ class LLMStage(Stage):
         return [frame]
 
 
-def _run(config: Config) -> int:
+def service(config: Config) -> Service:
+    """The worker that `config` describes, its model loaded. Raises `ConfigError`, `ModelError`."""
     torch.set_num_threads(config.llm.threads)
     device = pick_device(config.model.device)
     directory = ModelDirectory.open(config.model.directory)
@@ -151,7 +155,11 @@ def _run(config: Config) -> int:
     )
     boot = Boot(_NAME, model_name(directory), directory.sample_rate)
     stage = LLMStage(engine, boot.epoch, config.llm.slots)
-    return serve(stage, boot, config, config.llm.metrics_port, lambda: observe_device(device))
+    return Service(stage, boot, config, config.llm.metrics_port, lambda: observe_device(device))
+
+
+def _run(config: Config) -> int:
+    return serve(service(config))
 
 
 def main() -> int:

@@ -38,6 +38,13 @@ def dtype_of(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
+def own_stream(device: torch.device, *, high_priority: bool) -> None:
+    """Gives the calling thread a CUDA stream, so that it does not wait for the work of other threads."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device, priority=-1 if high_priority else 0))  # type: ignore[no-untyped-call]
+
+
 def watch_modules(modules: Iterable[nn.Module], moved: Callable[[], None]) -> None:
     """Has `moved` called whenever one of `modules`, which run one after another, begins."""
     for module in modules:

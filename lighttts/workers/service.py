@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from lighttts.config import Config
@@ -18,31 +19,68 @@ from lighttts.workers.connector import Address
 from lighttts.workers.stage import Boot, Stage
 
 
-def serve(
-    stage: Stage, boot: Boot, config: Config, metrics_port: int | None, observe: Callable[[], None] = lambda: None
-) -> int:
-    """Runs the worker in the main thread until a signal ends it; returns the exit code.
+class Service:
+    """A worker with its health server. Raises `ConfigError` on an unusable endpoint, key or port."""
 
-    SIGTERM drains, a second one or SIGINT ends at once. Raises `ConfigError` on an unusable endpoint, key or
-    port.
+    def __init__(
+        self,
+        stage: Stage,
+        boot: Boot,
+        config: Config,
+        metrics_port: int | None,
+        observe: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = stage.name
+        self._log = get_logger(stage=stage.name, worker=boot.worker)
+        keys = config.security.keys
+        proof = Proof(KeyFolder(keys), Role.WORKER) if keys else None
+        brokers = [Address(*endpoints) for endpoints in config.worker_brokers]
+        self._worker = Worker(stage, boot, brokers, proof=proof, observe=observe)
+        self._health = None if metrics_port is None else HealthServer(metrics_port, self._worker.health)
+        port = self._health.port if self._health else None
+        self._log.info("worker started", model=boot.model, capacity=stage.capacity, metrics_port=port)
+        self.terminate = self._worker.terminate
+        self.stop = self._worker.stop
+
+    def run(self) -> int:
+        """Serves until it is told to end; returns the exit code."""
+        try:
+            code = self._worker.run()
+        finally:
+            if self._health:
+                self._health.close()
+        if self._worker.hung:
+            self._log.error("the engine does not end, the process ends without it")
+            sys.stderr.flush()
+            # An orderly exit would wait for, or crash with, the thread that is still in native code.
+            os._exit(code or InternalError.exit_code)
+        return code
+
+
+def serve(*services: Service) -> int:
+    """Runs workers side by side, the first in the main thread, until a signal ends them or one of them has ended.
+
+    SIGTERM drains, a second one or SIGINT ends at once. Returns the worst exit code.
     """
-    log = get_logger(stage=stage.name, worker=boot.worker)
-    keys = config.security.keys
-    proof = Proof(KeyFolder(keys), Role.WORKER) if keys else None
-    brokers = [Address(*endpoints) for endpoints in config.worker_brokers]
-    worker = Worker(stage, boot, brokers, proof=proof, observe=observe)
-    signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
-    signal.signal(signal.SIGINT, lambda *_: worker.stop())
-    health = None if metrics_port is None else HealthServer(metrics_port, worker.health)
-    log.info("worker started", model=boot.model, capacity=stage.capacity, metrics_port=health.port if health else None)
-    try:
-        code = worker.run()
-    finally:
-        if health:
-            health.close()
-    if worker.hung:
-        log.error("the engine does not end, the process ends without it")
-        sys.stderr.flush()
-        # An orderly exit would wait for, or crash with, the thread that is still in native code.
-        os._exit(code or InternalError.exit_code)
-    return code
+    signal.signal(signal.SIGTERM, lambda *_: [service.terminate() for service in services])
+    signal.signal(signal.SIGINT, lambda *_: [service.stop() for service in services])
+    codes: list[int] = []
+
+    def run(service: Service) -> None:
+        code = InternalError.exit_code
+        try:
+            code = service.run()
+        finally:
+            codes.append(code)
+            for other in services:
+                if other is not service:
+                    other.terminate()
+
+    first, *others = services
+    threads = [threading.Thread(target=run, args=(service,), name=service.name) for service in others]
+    for thread in threads:
+        thread.start()
+    run(first)
+    for thread in threads:
+        thread.join()
+    return max(codes)

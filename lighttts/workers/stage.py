@@ -109,6 +109,9 @@ class Stage(ABC):
     def step(self) -> list[Result]:
         """Advances all work by one engine step."""
 
+    def begin(self) -> None:  # noqa: B027 - most stages need none
+        """Called first by the thread that drives the stage."""
+
     def watch(self, moved: Callable[[], None]) -> None:  # noqa: B027 - a stage of short steps needs none
         """Has `moved` called every now and then within a long step: by then the engine is not stuck."""
 

@@ -16,7 +16,8 @@ from lighttts.errors import LightTTSError
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests/golden/cosyvoice2-tiny"
 STAGES = ("encode", "llm", "decode")
-MODULES = {"broker": "lighttts.broker.main", **{stage: f"lighttts.workers.{stage}" for stage in STAGES}}
+DAEMONS = ("broker", *STAGES)
+MODULES = {"broker": "lighttts.broker.main", **{name: f"lighttts.workers.{name}" for name in (*STAGES, "gpu")}}
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
 
@@ -36,13 +37,13 @@ class Stack:
             "model.device=cpu",
             "broker.heartbeat_s=0.2",
             "broker.expiry_s=2",
-            *(f"{section}.metrics_port=null" for section in MODULES),
+            *(f"{section}.metrics_port=null" for section in DAEMONS),
             *settings,
         ]
 
     def start(self, *names: str) -> None:
         """Starts the named processes (default: one of each); does not wait for them."""
-        for name in names or tuple(MODULES):
+        for name in names or DAEMONS:
             if name in self.processes:
                 self.processes[name].wait(STOP_TIMEOUT)
             with (self.folder / f"{name}.log").open("ab") as log:

@@ -10,7 +10,7 @@ import sys
 from lighttts import logs
 from lighttts.config import Config, ConnectConfig, LogConfig
 from lighttts.workers import base
-from lighttts.workers.service import serve
+from lighttts.workers.service import Service, serve
 from tests.workers.fakes import BOOT, ScriptedStage
 
 
@@ -21,7 +21,7 @@ def main(workers: str, results: str, mode: str) -> int:
         stage.gate.clear()
     logs.configure("llm", LogConfig(format="json"))
     config = Config(connect=ConnectConfig.model_validate({"workers": workers, "results": results}))
-    return serve(stage, BOOT, config, metrics_port=0)
+    return serve(Service(stage, BOOT, config, metrics_port=0))
 
 
 if __name__ == "__main__":
