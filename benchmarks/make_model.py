@@ -88,7 +88,7 @@ def shake(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.dim() > 1 and not name.endswith("weight_g"):
             tensor.normal_(0.0, 0.5 * tensor[0].numel() ** -0.5)
-    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
 def make(folder: Path, seed: int) -> None:
@@ -102,12 +102,15 @@ def make(folder: Path, seed: int) -> None:
     (folder / QWEN_CONFIG).write_text(json.dumps({**config, **QWEN}, indent=2) + "\n")
     (folder / "cosyvoice2.yaml").write_text(published((SMALL / "cosyvoice2.yaml").read_text()))
     directory = ModelDirectory.open(folder)
-    llm = build_llm(directory)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        llm = build_llm(directory)
+    flow = CausalMaskedDiffWithXvec(FlowConfig.read(directory.settings))
+    hift = HiFTGenerator(HiFTConfig.read(directory.settings))
     weights = shake(llm, seed)
     weights["llm_decoder.bias"][SPEECH_TOKENS:] = -1e4
     torch.save(weights, folder / "llm.pt")
-    torch.save(shake(CausalMaskedDiffWithXvec(FlowConfig.read(directory.settings)), seed), folder / "flow.pt")
-    torch.save(shake(HiFTGenerator(HiFTConfig.read(directory.settings)), seed), folder / "hift.pt")
+    torch.save(shake(flow, seed), folder / "flow.pt")
+    torch.save(shake(hift, seed), folder / "hift.pt")
     torch.save({"zero-shot": voice(seed)}, folder / VOICES_NAME)
 
 

@@ -22,6 +22,7 @@ from lighttts.engine.decode_track import Owner, Track, VoicePasts, give_up
 from lighttts.engine.flow_batch import FlowBatch, FlowTask
 from lighttts.engine.flow_pages import PagePool
 from lighttts.engine.schedule import Hop
+from lighttts.engine.side_stream import SideStream
 from lighttts.errors import InvalidInput
 from lighttts.models.flow import CausalMaskedDiffWithXvec, FlowHop
 from lighttts.models.hift import HiFTGenerator
@@ -53,6 +54,7 @@ class PagedDecodeEngine(DecodeStreams):
         slots: int,
         pages: int,
         vocode: Vocode | None = None,
+        flow_batch: Callable[[CausalMaskedDiffWithXvec, PagePool, int], FlowBatch] = FlowBatch,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = PagePool(flow, pages)
@@ -60,7 +62,7 @@ class PagedDecodeEngine(DecodeStreams):
         super().__init__(flow, hift, max_streams, self._pool.usable * self._chunk)
         if slots < max(WAVE, LARGEST_HOP) or self._pool.usable < LARGEST_HOP:
             raise ValueError(f"{slots} slots and {pages} pages are fewer than one hop may take")
-        self._batch = FlowBatch(flow, self._pool, slots)
+        self._batch = flow_batch(flow, self._pool, slots)
         self._vocode = vocode or self._vocode_plainly
         self._clock = clock
         self._rate = hift.config.source.sample_rate
@@ -69,6 +71,8 @@ class PagedDecodeEngine(DecodeStreams):
         self._running: dict[FlowTask, Owner] = {}
         self._outgoing = Outgoing()
         self._behind: deque[Moment] = deque()
+        self._joins, self._vocoding = SideStream(flow.device), SideStream(flow.device)
+        self._joining: dict[FlowTask, Owner] = {}
 
     @property
     def busy(self) -> bool:
@@ -111,9 +115,12 @@ class PagedDecodeEngine(DecodeStreams):
             self._forget(self._tracks.pop(step.key))
         self._admit()
         if self._running:
-            done = self._batch.tick(list(self._running))
-            self._finish(done)
+            self._finish(self._batch.tick(list(self._running)))
             self._keep_pace()
+        # The features of what joins are made beside the tick before its first.
+        self._joins.join()
+        self._running |= self._joining
+        self._joining = {}
         arrivals = self._outgoing.arrivals(wait=not (self._running or wordless))
         return wordless + [self._hand_out(made) for made in arrivals if made.track in self._tracks.values()]
 
@@ -142,7 +149,8 @@ class PagedDecodeEngine(DecodeStreams):
             room -= last - first
             joining.append(self._task(track, owner, first, last, final, hop))
         if joining:
-            self._batch.join(joining)
+            with self._joins.after():
+                self._batch.join(joining)
 
     def _next(self, track: Track, hop: Hop) -> tuple[Owner, int, int, bool] | None:
         """Whose pages to fill for `hop`, from which chunk to which, and whether the speech ends there."""
@@ -169,7 +177,7 @@ class PagedDecodeEngine(DecodeStreams):
         owner.pages += [self._pool.take() for _ in range(last - first)]
         task = FlowTask(list(owner.pages), first, tokens, final, voice.speaker, voice.prompt)
         owner.task = task
-        self._running[task] = owner
+        self._joining[task] = owner
         if isinstance(owner, Track) and last * self._chunk >= len(voice.tokens) + hop.end:
             owner.hop = hop
         return task
@@ -207,20 +215,24 @@ class PagedDecodeEngine(DecodeStreams):
 
     def _sound(self, hops: Sequence[tuple[Track, Tensor]]) -> None:
         """Vocodes the mel of hops, and sends both on their way to the host."""
-        works = [_vocoder_hop(track, mel) for track, mel in hops if track.stream.output == "audio"]
-        results = iter(self._vocode(works) if works else ())
-        for track, mel in hops:
-            stream, hop = track.stream, track.hop
-            assert hop is not None
-            result = next(results) if stream.output == "audio" else None
-            self._outgoing.send(track, hop, mel, None if result is None else result.audio)
-            stream.vocoder = None if result is None else result.state
-            stream.schedule = stream.schedule.after(hop)
-            track.made += 0 if result is None else len(result.audio)
-            track.hop = None
-            track.ended = hop.final
-            if hop.final:
-                give_up(track, self._pool)
+        with self._vocoding.after(*(mel for _, mel in hops)):
+            works = [_vocoder_hop(track, mel) for track, mel in hops if track.stream.output == "audio"]
+            results = iter(self._vocode(works) if works else ())
+            for track, mel in hops:
+                self._go_on(track, mel, next(results) if track.stream.output == "audio" else None)
+
+    def _go_on(self, track: Track, mel: Tensor, vocoded: VocoderResult | None) -> None:
+        """Moves `track` past its hop, which gave `mel` and `vocoded`."""
+        stream, hop = track.stream, track.hop
+        assert hop is not None
+        self._outgoing.send(track, hop, mel, None if vocoded is None else vocoded.audio)
+        stream.vocoder = None if vocoded is None else vocoded.state
+        stream.schedule = stream.schedule.after(hop)
+        track.made += 0 if vocoded is None else len(vocoded.audio)
+        track.hop = None
+        track.ended = hop.final
+        if hop.final:
+            give_up(track, self._pool)
 
     def _compute_whole(self, track: Track, hop: Hop) -> None:
         """A whole request at once, without chunk mask."""

@@ -85,7 +85,7 @@ class FlowBatch:
             self._speaker = torch.zeros(rows, mel, device=device, dtype=dtype)
             self._facts[:, slots] = torch.tensor([SCRATCH, START, 1, frames, 0], device=device)
             self._table[slots, 0] = SCRATCH
-            self._rows = torch.full((2, SIZES[-1]), slots, dtype=torch.int64, device=device)
+            self._rows = torch.full((2, SIZES[-1]), -1, dtype=torch.int64, device=device)
             self._joining = torch.zeros(JOINS[-1], self._chunk + self._look_ahead + 2, dtype=torch.int64, device=device)
         self._moves = Captured(self._move, device)
         self._features = Captured(self._make_features, device)
@@ -94,13 +94,14 @@ class FlowBatch:
     def free_slots(self) -> int:
         return len(self._free)
 
+    @torch.inference_mode()
     def prepare(self, width: int) -> None:
         """Captures all graphs for requests of up to `width` pages, so that none has to wait for it."""
         width = _rounded(width, WIDTHS)
         for size in SIZES[: 1 + bisect_left(SIZES, self._scratch)]:
-            self._ready(self._moves, (size, self._tick_width(width)))
+            self._ready(self._moves, self._rows[0], (size, self._tick_width(width)))
         for size in JOINS:
-            self._ready(self._features, (size, width))
+            self._ready(self._features, self._joining[:, 0], (size, width))
 
     @torch.inference_mode()
     def join(self, tasks: Sequence[FlowTask]) -> None:
@@ -121,7 +122,7 @@ class FlowBatch:
         for at in range(0, len(rows), JOINS[-1]):
             here = slice(at, at + JOINS[-1])
             shape = (_rounded(len(rows[here]), JOINS), _rounded(width, WIDTHS))
-            self._ready(self._features, shape)
+            self._ready(self._features, self._joining[:, 0], shape)
             self._joining[:, 0] = self._scratch
             self._joining[: len(rows[here])] = torch.cat([slots[here, None], joining[here]], dim=1)
             self._features.run(shape)
@@ -131,7 +132,7 @@ class FlowBatch:
         """Move `tasks` by one solver step; those that have done the last. Nothing is read back."""
         count = sum(task.chunks for task in tasks)
         shape = (_rounded(count, SIZES), self._tick_width(max(len(task.pages) for task in tasks)))
-        self._ready(self._moves, shape)
+        self._ready(self._moves, self._rows[0], shape)
         rows = np.full((2, shape[0]), self._scratch, np.int64)
         rows[0, :count] = [slot for task in tasks for slot in task.slots]
         rows[1] = np.arange(-1, shape[0] - 1)
@@ -177,12 +178,10 @@ class FlowBatch:
     def _tick_width(self, width: int) -> int:
         return self._longest if self._ops.any_width else _rounded(width, WIDTHS)
 
-    def _ready(self, graphs: Captured[tuple[int, int]], shape: tuple[int, int]) -> None:
-        """Captures the graph of `shape`, if it has to, on rows that hold no request."""
+    def _ready(self, graphs: Captured[tuple[int, int]], rows: Tensor, shape: tuple[int, int]) -> None:
+        """Captures the graph of `shape`, if it has to, on `rows` that hold no request."""
         if not graphs.has(shape):
-            self._rows[0] = self._scratch
-            self._joining[:, 0] = self._scratch
-            self._rows[1] = -1
+            rows.fill_(self._scratch)
             graphs.prepare(shape)
 
     def _blocks(self, rows: Tensor, leader: Tensor, width: int) -> Blocks:
