@@ -49,7 +49,6 @@ class VocoderNet:
         self._ops = ops
         self._dtype = dtype
         self._slope = config.slope
-        self._predictor = model.f0_predictor
         self._pre = Convolution.beside([model.conv_pre], dtype)
         self._post = Convolution.beside([model.conv_post], dtype)
         self._ups = [Convolution.up(up, dtype) for up in model.ups]
@@ -66,19 +65,8 @@ class VocoderNet:
         )
 
     def __call__(self, rows: Rows) -> Passed:
-        source, phase = self._ops.excite(rows, self._pitch(rows))
+        source, phase = self._ops.excite(rows, self._ops.pitch(rows))
         return self._ops.synthesise(rows, source, phase, self._decode(rows, source))
-
-    def _pitch(self, rows: Rows) -> Tensor:
-        """Pitch (rows, frames) in Hz, in float32 as `ConvRNNF0Predictor` says."""
-        predictor, cudnn = self._predictor, torch.backends.cudnn
-        exists = (torch.arange(rows.mel.size(1), device=rows.mel.device) < rows.frames[:, None])[:, None]
-        hidden = rows.mel.transpose(1, 2)
-        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, allow_tf32=False):
-            for layer in predictor.condnet:
-                hidden = layer(hidden).where(exists, 0.0) if isinstance(layer, nn.ELU) else layer(hidden)
-        f0: Tensor = predictor.classifier(hidden.transpose(1, 2))[..., 0]
-        return f0.abs()
 
     def _decode(self, rows: Rows, source: Tensor) -> Tensor:
         """The last layer (rows, samples / hop + 1, size + 2), float32."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lighttts.engine import vocoder_signal as signal
 from lighttts.engine.vocoder_layers import Convolution, Finish, Made, Span, convolve
+from lighttts.models.f0 import without_tf32
 from lighttts.models.hift import HiFTGenerator
 from lighttts.models.hift_stream import OVERLAP, cross_fade
 
@@ -60,6 +61,9 @@ class Margins(NamedTuple):
 class VocoderOps(Protocol):
     """Operations of one model. Every shape of a result follows from the arguments' shapes."""
 
+    def pitch(self, rows: Rows) -> Tensor:
+        """Fundamental frequency (rows, frames) in Hz, in float32 as `ConvRNNF0Predictor` says."""
+
     def excite(self, rows: Rows, f0: Tensor) -> tuple[Tensor, Tensor]:
         """Excitation (rows, samples), what was held back first, from a pitch (rows, frames) that is right up to each
         row's end; and its phase (rows, harmonics + 1) float64 there.
@@ -81,10 +85,20 @@ class TorchOps:
     """`VocoderOps` in plain torch."""
 
     def __init__(self, model: HiFTGenerator) -> None:
+        self._predictor = model.f0_predictor
         self._source = model.m_source
         self._fourier = model.fourier
         self._limit = model.config.limit
         self._frame = model.config.source.frame
+
+    def pitch(self, rows: Rows) -> Tensor:
+        exists = (torch.arange(rows.mel.size(1), device=rows.mel.device) < rows.frames[:, None])[:, None]
+        hidden = rows.mel.transpose(1, 2)
+        with without_tf32():
+            for layer in self._predictor.condnet:
+                hidden = layer(hidden).where(exists, 0.0) if isinstance(layer, nn.ELU) else layer(hidden)
+        f0: Tensor = self._predictor.classifier(hidden.transpose(1, 2))[..., 0]
+        return f0.abs()
 
     def excite(self, rows: Rows, f0: Tensor) -> tuple[Tensor, Tensor]:
         f0 = signal.held_pitch(f0, rows.frames)

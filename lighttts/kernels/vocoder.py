@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import torch
 import triton
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lighttts.engine.vocoder_layers import Convolution, Finish, Made, Span
 from lighttts.engine.vocoder_ops import SPECTRUM, Margins, Passed, Rows
 from lighttts.kernels import vocoder_layers, vocoder_signal
+from lighttts.models.f0 import without_tf32
 from lighttts.models.hift import MAX_MAGNITUDE, HiFTGenerator
 from lighttts.models.hift_stream import OVERLAP, fades
 
 _SAMPLES = 1024
 """Samples of a program that makes excitation, or numbers of one that copies."""
+_FRAMES = 16
+"""Frames of a program that reads the pitch."""
 _POSITIONS = 64
 """Spectra, or hops of audio, of a program."""
 
@@ -28,6 +32,8 @@ class TritonOps:
         source, fourier = model.m_source, model.fourier
         self._config = model.config
         self._tf32 = tf32
+        self._pitch_layers = [layer for layer in model.f0_predictor.condnet if isinstance(layer, nn.Conv1d)]
+        self._classifier = model.f0_predictor.classifier
         weight = source.l_linear.weight[0]
         self._merge = torch.cat([weight * source.config.amplitude, weight.norm()[None], source.l_linear.bias]).float()
         size, bins = fourier.size, fourier.size // 2 + 1
@@ -36,6 +42,23 @@ class TritonOps:
         self._real, self._imaginary = fourier.synthesis[:, 0].split(bins)
         self._energy = fourier.energy.flatten()
         self._fades = torch.stack(fades(OVERLAP * source.config.frame, model.device)).float()
+
+    def pitch(self, rows: Rows) -> Tensor:
+        (count, longest, _), numbers = rows.mel.shape, rows.frames.stride(0)
+        hidden = rows.mel.transpose(1, 2)
+        with without_tf32():
+            for layer in self._pitch_layers:
+                hidden = F.conv1d(hidden, layer.weight, padding=layer.padding[0]).contiguous()
+                channels = hidden.size(1)
+                vocoder_signal.bend[triton.cdiv(channels * longest, _SAMPLES), count](
+                    hidden, layer.bias, rows.frames, numbers, longest, CHANNELS=channels, BLOCK=_SAMPLES
+                )
+        f0 = hidden.new_empty(count, longest)
+        vocoder_signal.read_pitch[triton.cdiv(longest, _FRAMES), count](
+            hidden, self._classifier.weight, self._classifier.bias, rows.frames, f0, numbers, longest,
+            CHANNELS=channels, BLOCK_C=64, BLOCK=_FRAMES,
+        )  # fmt: skip
+        return f0
 
     def excite(self, rows: Rows, f0: Tensor) -> tuple[Tensor, Tensor]:
         source, (count, longest) = self._config.source, f0.shape

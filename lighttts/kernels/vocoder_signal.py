@@ -62,6 +62,38 @@ def _normal(seed, counter):
 
 
 @triton.jit
+def bend(hidden, bias, frames, numbers, longest, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """ELU of `hidden` (rows, CHANNELS, frames) + `bias` in its place, zero beyond each row's end.
+
+    Grid: blocks of numbers, rows. All of a row is written: the convolution that reads it knows no end.
+    """
+    row, at = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < CHANNELS * longest
+    exists = inside & (at % longest < tl.load(frames + row * numbers).to(tl.int32))
+    cells = hidden + row * (CHANNELS * longest) + at
+    value = tl.load(cells, exists, other=0) + tl.load(bias + at // longest, exists, other=0)
+    value = tl.where(value > 0, value, tl.exp(value) - 1)
+    tl.store(cells, tl.where(exists, value, 0.0), inside)
+
+
+@triton.jit
+def read_pitch(hidden, weight, bias, frames, f0, numbers, longest,
+               CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """|`weight` . `hidden` (rows, CHANNELS, frames) + `bias`|. Grid: blocks of frames, rows."""
+    row, block = tl.program_id(1), tl.program_id(0)
+    if block * BLOCK >= tl.load(frames + row * numbers).to(tl.int32):
+        return
+    at, channel = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_C)
+    sums = tl.zeros((BLOCK_C, BLOCK), tl.float32)
+    for begin in range(0, CHANNELS, BLOCK_C):
+        known = begin + channel < CHANNELS
+        cells = hidden + (row * CHANNELS + begin + channel[:, None]) * longest + at[None, :]
+        value = tl.load(cells, known[:, None] & (at < longest)[None, :], other=0)
+        sums += value * tl.load(weight + begin + channel, known, other=0)[:, None]
+    tl.store(f0 + row * longest + at, tl.abs(tl.sum(sums, 0) + tl.load(bias)), at < longest)
+
+
+@triton.jit
 def sum_phases(f0, frames, held, start, rates, cycles, end, numbers, longest, sample_rate,
                FRAME: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """Cycles a sample, and cycles at the frames' centres modulo 1, of a row's harmonic; and cycles at its end.

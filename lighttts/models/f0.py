@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -23,8 +25,16 @@ class ConvRNNF0Predictor(nn.Module):
         self.classifier = nn.Linear(channels, 1)
 
     def forward(self, mel: Tensor) -> Tensor:
-        cudnn = torch.backends.cudnn
-        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, allow_tf32=False):
+        with without_tf32():
             hidden: Tensor = self.condnet(mel)
         f0: Tensor = self.classifier(hidden.transpose(1, 2))[..., 0]
         return f0.abs()
+
+
+def without_tf32() -> AbstractContextManager[None]:
+    """Keeps cuDNN's convolutions in full float32."""
+    cudnn = torch.backends.cudnn
+    flags: AbstractContextManager[None] = cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, allow_tf32=False
+    )
+    return flags

@@ -54,6 +54,16 @@ def agree(ours: Tensor, reference: Tensor, ends: list[int], tolerance: float) ->
     return all(torch.allclose(one[:end], other[:end], atol=tolerance) for one, other, end in pairs)
 
 
+def test_the_pitch_sees_nothing_beyond_a_row_s_end():
+    given = rows()
+    exists = torch.arange(LONGEST) < given.frames[:, None]
+    given = given._replace(mel=given.mel.where(exists[..., None], 0.0))
+    ours, reference = TritonOps(model()).pitch(given), TorchOps(model()).pitch(given)
+    assert agree(ours, reference, FRAMES, 1e-4)
+    alone = model().pitch(given.mel[1:2, : FRAMES[1]])
+    assert (ours[1, : FRAMES[1]] - alone).abs().max() < 1e-4
+
+
 def test_the_excitation_and_its_phase():
     given, f0 = rows(), 20 + 300 * torch.rand(len(FRAMES), LONGEST)
     f0[:, 3:6] = 0.5
