@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -14,6 +15,7 @@ from lighttts import metrics
 from lighttts.config import Config
 from lighttts.daemon import run_daemon
 from lighttts.engine.llm import GenerateJob, LLMEngine
+from lighttts.engine.llm_spacing import Spacing
 from lighttts.errors import ProtocolError
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.llm import load_llm
@@ -84,9 +86,10 @@ class LLMStage(Stage):
     takes = wire.GenerateWork
     unit = "tokens"
 
-    def __init__(self, engine: LLMEngine, epoch: int, capacity: int) -> None:
+    def __init__(self, engine: LLMEngine, epoch: int, capacity: int, spacing: Spacing | None = None) -> None:
         super().__init__(epoch, capacity)
         self._engine = engine
+        self._spacing = spacing
         self._requests: dict[Work, _Request] = {}
 
     @property
@@ -115,6 +118,9 @@ class LLMStage(Stage):
         watch_modules(self._engine.model.body.layers, moved)
 
     def step(self) -> list[Result]:
+        if self._spacing:
+            full = bool(self._engine.waiting and not self._engine.free_slots)
+            time.sleep(self._spacing.pause(self._engine.active, full=full))
         steps = self._engine.step()
         metrics.batch_size.labels(_NAME).observe(len(steps))
         results = []
@@ -154,7 +160,8 @@ def service(config: Config) -> Service:
         prefill_tokens=config.llm.prefill_tokens,
     )
     boot = Boot(_NAME, model_name(directory), directory.sample_rate)
-    stage = LLMStage(engine, boot.epoch, config.llm.slots)
+    spacing = Spacing(config.llm.step_ms / 1000) if device.type == "cuda" else None
+    stage = LLMStage(engine, boot.epoch, config.llm.slots, spacing)
     return Service(stage, boot, config, config.llm.metrics_port, lambda: observe_device(device))
 
 

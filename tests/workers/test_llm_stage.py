@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lighttts.engine.llm_spacing import Spacing
 from lighttts.errors import InvalidInput, ProtocolError
 from lighttts.transport import wire
 from lighttts.workers.llm import LLMStage
@@ -174,3 +176,22 @@ def test_a_sentences_seed_is_63_bits_and_the_first_ones_is_the_requests(seed: in
 def test_sentences_do_not_share_seeds() -> None:
     seeds = {sentence_seed(seed, sentence) for seed in range(50) for sentence in range(50)}
     assert len(seeds) == 2500
+
+
+def test_before_each_step_the_stage_waits_as_long_as_its_spacing_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bool]] = []
+    slept: list[float] = []
+
+    class Told(Spacing):
+        def pause(self, active: int, *, full: bool) -> float:
+            asked.append((active, full))
+            return len(asked) / 8
+
+    monkeypatch.setattr(time, "sleep", slept.append)
+    worker = LLMStage(llm_engine(1), epoch=9, capacity=2, spacing=Told(0.0))
+    give(worker, generate("a", SENTENCES))
+    worker.step()
+    give(worker, generate("b", SENTENCES))
+    worker.step()
+    assert asked == [(0, False), (1, True)]
+    assert slept == [1 / 8, 2 / 8]
