@@ -92,10 +92,10 @@ class TritonOps:
             return F.linear(self._normed(x, norm), linear.weight, linear.bias)
         columns, width = linear.weight.shape
         out = x.new_empty(len(x), columns)
-        block = _NARROW if columns < _MANY_COLUMNS else _WIDE
+        block, step = (_NARROW, 128) if columns < _MANY_COLUMNS else (_WIDE, 64)
         llm_linear.norm_linear[(triton.cdiv(columns, block),)](
             x, norm, linear.weight, linear.bias, out, len(x),
-            EPSILON=self._epsilon, COLUMNS=columns, WIDTH=width, **_blocks(x, block, 64),
+            EPSILON=self._epsilon, COLUMNS=columns, WIDTH=width, **_blocks(x, block, step),
         )  # fmt: skip
         return out
 
