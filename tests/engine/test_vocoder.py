@@ -7,7 +7,7 @@ exact in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lighttts.engine.vocoder import LENGTHS, Vocoder
+from lighttts.engine.vocoder_ops import Passed
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.hift import HiFTGenerator, load_hift
 from lighttts.models.hift_stream import OVERLAP, VocoderHop, VocoderResult, VocoderState, vocode
@@ -148,13 +149,26 @@ def test_the_pitch_of_a_padded_row_is_that_of_the_row_alone_to_rounding():
         assert_same_state(ours.state, reference.state, tolerance=1e-3)
 
 
+def replaying(run: Callable[[], Passed]) -> Callable[[], Passed]:
+    """A pass that writes to the same place each time, as a replayed graph does."""
+    place = run()
+
+    def replay() -> Passed:
+        for mine, new in zip(place, run(), strict=True):
+            mine.copy_(new)
+        return place
+
+    return replay
+
+
 def test_results_outlive_the_hops_that_follow():
-    """The passes write to the same place each time; what was handed out stays as it was."""
-    (first,) = engine().vocode([VocoderHop(None, mel()[:40], False, 1)])
+    vocoder = Vocoder(exact_model(), max_batch=2)
+    vocoder._passes = {size: replaying(run) for size, run in vocoder._passes.items() if size[0] == LENGTHS[0]}
+    (first,) = vocoder.vocode([VocoderHop(None, mel()[:40], False, 1)])
     assert first.state is not None
-    kept = first.audio.clone(), first.state.source.clone(), first.state.audio.clone(), first.state.mel.clone()
-    engine().vocode([VocoderHop(None, mel()[100:150], False, seed) for seed in range(5)])
-    assert all(map(torch.equal, kept, (first.audio, first.state.source, first.state.audio, first.state.mel)))
+    kept = [tensor.clone() for tensor in (first.audio, first.state.source, first.state.audio, first.state.phase)]
+    vocoder.vocode([VocoderHop(None, mel()[100:150], False, 2)])
+    assert all(map(torch.equal, kept, (first.audio, first.state.source, first.state.audio, first.state.phase)))
 
 
 def test_nothing_of_an_earlier_batch_is_left_in_a_later_one():
