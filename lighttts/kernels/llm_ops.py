@@ -22,9 +22,12 @@ _LEAST = 16
 
 _NARROW, _WIDE = 16, 32
 """Columns of a program of a product with a matrix of few columns and of many."""
-_MANY_COLUMNS = 2048
-FEW_ROWS = 32
-"""Up to which products with matrices are kernels of ours."""
+_MANY = 2048
+"""Columns, or width, from which on a matrix has many."""
+FEW_ROWS = 64
+"""Up to which products with matrices are kernels of ours,"""
+_FEW_WIDE_ROWS = 32
+"""or up to which if it is the rows that are wide: every program reads all of them."""
 
 
 def _blocks(x: Tensor, columns: int, width: int) -> dict[str, int]:
@@ -92,7 +95,7 @@ class TritonOps:
             return F.linear(self._normed(x, norm), linear.weight, linear.bias)
         columns, width = linear.weight.shape
         out = x.new_empty(len(x), columns)
-        block, step = (_NARROW, 128) if columns < _MANY_COLUMNS else (_WIDE, 64)
+        block, step = (_NARROW, 128) if columns < _MANY else (_WIDE, 64)
         llm_linear.norm_linear[(triton.cdiv(columns, block),)](
             x, norm, linear.weight, linear.bias, out, len(x),
             EPSILON=self._epsilon, COLUMNS=columns, WIDTH=width, **_blocks(x, block, step),
@@ -113,10 +116,10 @@ class TritonOps:
         return out
 
     def add_linear(self, x: Tensor, y: Tensor, linear: nn.Linear) -> None:
-        if not self._few(x):
+        columns, width = linear.weight.shape
+        if not self._few(x) or (width >= _MANY and len(x) > _FEW_WIDE_ROWS):
             x.addmm_(y, linear.weight.T)
             return
-        columns, width = linear.weight.shape
         llm_linear.add_linear[(triton.cdiv(columns, _NARROW),)](
             x, y, linear.weight, len(x),
             COLUMNS=columns, WIDTH=width, **_blocks(x, _NARROW, 256),

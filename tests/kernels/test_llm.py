@@ -85,8 +85,8 @@ def test_attention_of_tiles_is_causal_and_goes_on_from_what_is_prefilled(heads: 
     both.caches_agree()
 
 
-MATRICES = [(1, 1, 1), (5, 72, 40), (32, 896, 33), (40, 64, 96)]
-"""Rows, width and columns; of more rows than 32 the products are the library's."""
+MATRICES = [(1, 1, 1), (5, 72, 40), (32, 96, 2100), (40, 896, 33), (65, 64, 96), (33, 96, 2100)]
+"""Rows, width and columns; of many rows, or many and wide ones, the products are the library's."""
 
 
 @pytest.mark.parametrize(("rows", "width", "columns"), MATRICES)
@@ -197,12 +197,12 @@ def test_tokens_of_a_published_vocabulary_are_those_of_the_reference() -> None:
 def test_an_engine_with_the_kernels_makes_the_tokens_of_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = load_llm(ModelDirectory.open(TINY), torch.device("cpu"))
     jobs = [
-        GenerateJob(n, np.arange(2 + n, dtype=np.int32), 2, np.arange(9 * n, dtype=np.int32), n, np.zeros(0, np.int32))
-        for n in range(3)
+        GenerateJob(n, np.arange(2 + n, dtype=np.int32), 1, np.arange(9 * n, dtype=np.int32), n, np.zeros(0, np.int32))
+        for n in range(2)
     ]
 
     def run() -> dict[object, list[int]]:
-        engine, made = LLMEngine(tiny, slots=2, max_length=96, prefill_tokens=32), {each.key: [] for each in jobs}
+        engine, made = LLMEngine(tiny, slots=2, max_length=32, prefill_tokens=16), {each.key: [] for each in jobs}
         for each in jobs:
             engine.add(each)
         while engine.busy:
