@@ -197,12 +197,12 @@ def test_tokens_of_a_published_vocabulary_are_those_of_the_reference() -> None:
 def test_an_engine_with_the_kernels_makes_the_tokens_of_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = load_llm(ModelDirectory.open(TINY), torch.device("cpu"))
     jobs = [
-        GenerateJob(n, np.arange(2 + n, dtype=np.int32), 1, np.arange(9 * n, dtype=np.int32), n, np.zeros(0, np.int32))
+        GenerateJob(n, np.arange(2 + n, dtype=np.int32), 1, np.arange(3 * n, dtype=np.int32), n, np.zeros(0, np.int32))
         for n in range(2)
     ]
 
     def run() -> dict[object, list[int]]:
-        engine, made = LLMEngine(tiny, slots=2, max_length=32, prefill_tokens=16), {each.key: [] for each in jobs}
+        engine, made = LLMEngine(tiny, slots=2, max_length=14, prefill_tokens=16), {each.key: [] for each in jobs}
         for each in jobs:
             engine.add(each)
         while engine.busy:
