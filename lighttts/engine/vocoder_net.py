@@ -42,6 +42,9 @@ def _alphas(snakes: Iterable[nn.Module]) -> Tensor:
 class VocoderNet:
     """The vocoder of `model`. Convolutions multiply numbers of `dtype`; sums, the pitch, the trunk that residual blocks
     add to, and all that is no convolution are float32.
+
+    Against float32 throughout, the audio's error (root of the mean square, of the audio's deviation) is 7e-4 with
+    float16 as with tf32, which cuDNN's float32 is by default, and 5e-3 with bfloat16; with the trunk in float16, 1e-3.
     """
 
     def __init__(self, model: HiFTGenerator, ops: VocoderOps, dtype: torch.dtype) -> None:
