@@ -24,10 +24,8 @@ _NARROW, _WIDE = 16, 32
 """Columns of a program of a product with a matrix of few columns and of many."""
 _MANY = 2048
 """Columns, or width, from which on a matrix has many."""
-FEW_ROWS = 64
-"""Up to which products with matrices are kernels of ours,"""
-_FEW_WIDE_ROWS = 32
-"""or up to which if it is the rows that are wide: every program reads all of them."""
+FEW_ROWS = 32
+"""Up to which products with matrices are kernels of ours: each of their programs reads all rows."""
 
 
 def _blocks(x: Tensor, columns: int, width: int) -> dict[str, int]:
@@ -117,7 +115,7 @@ class TritonOps:
 
     def add_linear(self, x: Tensor, y: Tensor, linear: nn.Linear) -> None:
         columns, width = linear.weight.shape
-        if not self._few(x) or (width >= _MANY and len(x) > _FEW_WIDE_ROWS):
+        if not self._few(x):
             x.addmm_(y, linear.weight.T)
             return
         llm_linear.add_linear[(triton.cdiv(columns, _NARROW),)](
