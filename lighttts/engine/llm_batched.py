@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class BatchedSteps:
         self._embedding = llm_state.input_table(model)
         self._state = torch.zeros((slots + 1, llm_state.columns(model)), dtype=torch.int64, device=device)
         self._slots = torch.full((slots,), slots, device=device)
-        self._listed: list[int] = []
+        self._listed: list[int] = []  # what `_slots` begins with
         self._drawn = torch.zeros(slots, dtype=torch.int64, device=device)
         self._packed = torch.tensor([[0, slots, 0]] * self.longest, device=device)
         self._decodes = Captured(self.run_decode, device)
@@ -78,11 +79,13 @@ class BatchedSteps:
             self._prefills.run(rows)
         begun = [(piece.slot, *piece.state) for piece in pieces if piece.state is not None]
         if begun:
-            rows_begun = torch.empty(
-                (len(begun), self._state.shape[1] + 1), dtype=torch.int64, device=self._state.device
-            )
-            self._upload(rows_begun, np.array(begun, np.int64))
-            self._state[rows_begun[:, 0]] = rows_begun[:, 1:]
+            self._begin(np.array(begun, np.int64))
+
+    def _begin(self, states: npt.NDArray[np.int64]) -> None:
+        """Sets the state of slots; `states` [slots, 1 + columns] has the slot before each row."""
+        uploaded = torch.empty(states.shape, dtype=torch.int64, device=self._state.device)
+        self._upload(uploaded, states)
+        self._state[uploaded[:, 0]] = uploaded[:, 1:]
 
     def decode(self, rows: Sequence[tuple[int, int]]) -> Drawn:
         count = next(count for count in self._decode_rows if count >= len(rows))
@@ -132,7 +135,7 @@ class BatchedSteps:
         assert isinstance(layer, Layer)
         return layer
 
-    def _upload(self, target: Tensor, values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
+    def _upload(self, target: Tensor, values: npt.NDArray[np.int64]) -> None:
         """Without waiting: the copy takes its turn among what is launched."""
         source = torch.from_numpy(values)
         target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)

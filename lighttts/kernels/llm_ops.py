@@ -18,12 +18,10 @@ _LOG2_E = 1.4426950408889634
 _GATE_BLOCK = 1024
 _LEAST = 16
 """Least side of a tile in a product."""
-
-
 _NARROW, _WIDE = 16, 32
 """Columns of a program of a product with a matrix of few columns and of many."""
 _MANY = 2048
-"""Columns, or width, from which on a matrix has many."""
+"""Columns from which on a matrix has many."""
 FEW_ROWS = 32
 """Up to which products with matrices are kernels of ours: each of their programs reads all rows."""
 
@@ -33,6 +31,32 @@ def _blocks(x: Tensor, columns: int, width: int) -> dict[str, int]:
     rows = max(_LEAST, triton.next_power_of_2(len(x)))
     stages = 3 if x.element_size() > 2 else 6 if rows <= 32 else 4
     return {"BM": rows, "BN": columns, "BK": width, "num_stages": stages}
+
+
+def _draw_sizes(model: SpeechLM) -> dict[str, float]:
+    """The constants of `llm_draw.draw`."""
+    vocabulary, sampling = model.vocabulary, model.sampling
+    size = vocabulary.speech + vocabulary.stops
+    top_k = min(sampling.top_k, size)
+    return {
+        "COLUMNS": llm_state.columns(model),
+        "INPUT": llm_state.INPUT,
+        "POSITION": llm_state.POSITION,
+        "SEED": llm_state.SEED,
+        "STEP": llm_state.STEP,
+        "MINIMUM": llm_state.MINIMUM,
+        "HISTORY": llm_state.HISTORY,
+        "WINDOW": sampling.win_size,
+        "W": triton.next_power_of_2(sampling.win_size),
+        "VOCABULARY": size,
+        "V": triton.next_power_of_2(size),
+        "END": vocabulary.end_of_speech,
+        "TASK": vocabulary.task,
+        "TOP_P": sampling.top_p,
+        "TOP_K": top_k,
+        "T": triton.next_power_of_2(top_k),
+        "REPEATS": sampling.repeats,
+    }
 
 
 class TritonOps:
@@ -55,28 +79,7 @@ class TritonOps:
         self.few_rows = FEW_ROWS
         self.attend_options = {"BLOCK": 64, "num_warps": 4, "num_stages": 3}
         """How `attend` is compiled."""
-        vocabulary, sampling = model.vocabulary, model.sampling
-        size = vocabulary.speech + vocabulary.stops
-        top_k = min(sampling.top_k, size)
-        self._draw_sizes = {
-            "COLUMNS": llm_state.columns(model),
-            "INPUT": llm_state.INPUT,
-            "POSITION": llm_state.POSITION,
-            "SEED": llm_state.SEED,
-            "STEP": llm_state.STEP,
-            "MINIMUM": llm_state.MINIMUM,
-            "HISTORY": llm_state.HISTORY,
-            "WINDOW": sampling.win_size,
-            "W": triton.next_power_of_2(sampling.win_size),
-            "VOCABULARY": size,
-            "V": triton.next_power_of_2(size),
-            "END": vocabulary.end_of_speech,
-            "TASK": vocabulary.task,
-            "TOP_P": sampling.top_p,
-            "TOP_K": top_k,
-            "T": triton.next_power_of_2(top_k),
-            "REPEATS": sampling.repeats,
-        }
+        self._draw_sizes = _draw_sizes(model)
 
     def embed(self, state: Tensor, slots: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         rows, width = len(slots), table.shape[1]
