@@ -1,4 +1,4 @@
-"""CUDA graphs of work whose inputs and outputs lie in tensors that stay in place."""
+"""CUDA graphs: work that only touches the device, replayed without the cost of launching its kernels."""
 
 from __future__ import annotations
 
@@ -9,43 +9,60 @@ import torch
 
 WARMUPS = 2
 
+Result = TypeVar("Result")
 Shape = TypeVar("Shape", bound=Hashable)
 
 
-class Captured(Generic[Shape]):
-    """Runs `work`, a function of a shape; on a GPU as a graph, captured at the first run of the shape.
+class Captures:
+    """Captures into one memory pool, for functions that never run at the same time.
 
-    The graphs of one work share their memory: no two of them run at the same time.
+    What a function returns stays in place and is what the replay returns, overwritten by the next one; everything else
+    it allocates is shared with the others.
     """
 
-    def __init__(self, work: Callable[[Shape], None], device: torch.device) -> None:
-        self._work = work
-        self._graphs: dict[Shape, torch.cuda.CUDAGraph] | None = {} if device.type == "cuda" else None
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
 
-    def has(self, shape: Shape) -> bool:
-        """Whether `shape` runs without being captured first."""
-        return self._graphs is None or shape in self._graphs
-
-    def prepare(self, shape: Shape) -> None:
-        """Captures the graph of `shape`, which runs `work` a few times."""
-        if self._graphs is None or self.has(shape):
-            return
+    def capture(self, function: Callable[[], Result]) -> Callable[[], Result]:
+        """A replay of `function`, which runs a few times before."""
         # Libraries allocate and choose kernels at their first calls, which must not be captured.
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARMUPS):
-                self._work(shape)
+                function()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            self._work(shape)
-        self._graphs[shape] = graph
+            result = function()
+
+        def replay() -> Result:
+            graph.replay()
+            return result
+
+        return replay
+
+
+class Captured(Generic[Shape]):
+    """Runs `work`, a function of a shape; on a GPU as a graph, captured at the first run of the shape."""
+
+    def __init__(self, work: Callable[[Shape], None], device: torch.device) -> None:
+        self._work = work
+        self._captures = Captures() if device.type == "cuda" else None
+        self._replays: dict[Shape, Callable[[], None]] = {}
+
+    def has(self, shape: Shape) -> bool:
+        """Whether `shape` runs without being captured first."""
+        return self._captures is None or shape in self._replays
+
+    def prepare(self, shape: Shape) -> None:
+        """Captures the graph of `shape`, which runs `work` a few times."""
+        if self._captures is not None and shape not in self._replays:
+            self._replays[shape] = self._captures.capture(lambda: self._work(shape))
 
     def run(self, shape: Shape) -> None:
-        if self._graphs is None:
+        if self._captures is None:
             self._work(shape)
             return
         self.prepare(shape)
-        self._graphs[shape].replay()
+        self._replays[shape]()

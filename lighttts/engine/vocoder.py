@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lighttts.engine.vocoder_graphs import Captures
+from lighttts.engine.capture import Captures
 from lighttts.engine.vocoder_net import VocoderNet
 from lighttts.engine.vocoder_ops import Passed, Rows, TorchOps, VocoderOps
 from lighttts.models.hift import HiFTGenerator

@@ -8,31 +8,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lighttts.kernels.rng import random_bits, stream_key
 from lighttts.models.rng import Stream
 
-
-def _key(stream: Stream) -> tl.constexpr:
-    """What `lighttts.models.rng` adds to the mixed seed for a stream."""
-    return tl.constexpr((stream + 1) * 0xD1B54A32D192ED03 % (1 << 64))
-
-
-_NUCLEUS = _key(Stream.NUCLEUS)
-_REPETITION = _key(Stream.REPETITION)
-
-
-@triton.jit
-def _finalise(z):
-    """SplitMix64's output function on uint64."""
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
-    return z ^ (z >> 31)
+_NUCLEUS = stream_key(Stream.NUCLEUS)
+_REPETITION = stream_key(Stream.REPETITION)
 
 
 @triton.jit
 def _uniform(seed, counter, STREAM: tl.constexpr):
-    """The number of `lighttts.models.rng.uniform`, as float64, for uint64 `seed` and `counter` and a `_key`."""
-    key = _finalise(_finalise(seed + 0x9E3779B97F4A7C15) + STREAM)
-    bits = _finalise(counter * 0x9E3779B97F4A7C15 + key) >> 41
+    """The number of `lighttts.models.rng.uniform`, as float64, for uint64 `seed` and `counter` and a `stream_key`."""
+    bits = random_bits(seed, counter, STREAM) >> 41
     return (bits.to(tl.int32).to(tl.float64) + 0.5) * 1.1920928955078125e-07
 
 

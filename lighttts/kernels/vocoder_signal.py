@@ -9,10 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lighttts.kernels.rng import random_bits, stream_key
 from lighttts.models.rng import Stream
 
-_NOISE = tl.constexpr((Stream.VOCODER_NOISE + 1) * 0xD1B54A32D192ED03 % (1 << 64))
-"""What `lighttts.models.rng` adds to the mixed seed for the vocoder's noise."""
+_NOISE = stream_key(Stream.VOCODER_NOISE)
 _TURNS = tl.constexpr(0.15915494309189535)
 """Turns of a radian."""
 
@@ -44,18 +44,9 @@ def sine(turns):
 
 
 @triton.jit
-def _finalise(z):
-    """SplitMix64's output function on uint64."""
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
-    return z ^ (z >> 31)
-
-
-@triton.jit
 def _normal(seed, counter):
     """`lighttts.models.rng.normal` of the vocoder's noise, for uint64 `seed` and `counter`."""
-    key = _finalise(_finalise(seed + 0x9E3779B97F4A7C15) + _NOISE)
-    bits = _finalise(counter * 0x9E3779B97F4A7C15 + key)
+    bits = random_bits(seed, counter, _NOISE)
     high = ((bits >> 41).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     low = ((bits & 0x7FFFFF).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     return (1 - 2 * sine_squared(low)) * tl.sqrt(-2.0 * tl.log(high))
