@@ -55,9 +55,9 @@ def waits(broker: FakeBroker, requests: int) -> None:
     until(lambda: broker.beat().waiting == requests)
 
 
-def held(broker: FakeBroker) -> None:
-    """Returns when the worker has work of this broker."""
-    until(lambda: broker.beat().active > 0)
+def held(broker: FakeBroker, requests: int = 1) -> None:
+    """Returns when the worker has so much work of this broker at least."""
+    until(lambda: broker.beat().active >= requests)
 
 
 def names(works: list[Work]) -> set[tuple[str, int]]:
@@ -126,6 +126,7 @@ def test_what_is_too_much_of_several_brokers_together_waits_in_line(stage: Scrip
     for name in ("a", "b"):
         one.send(work(name, frames=3))
     assert stage.in_step.wait(PATIENCE)
+    held(one, 2)
     for name in ("c", "d"):
         other.send(work(name, frames=3))
     waits(other, 2)
@@ -150,6 +151,7 @@ def test_what_is_aborted_in_line_is_gone_at_once_though_the_engine_is_in_a_step(
     for name in ("a", "b"):
         one.send(work(name, frames=3))
     assert stage.in_step.wait(PATIENCE)
+    held(one, 2)
     for name in ("c", "d"):
         other.send(work(name, frames=3))
     waits(other, 2)
