@@ -85,7 +85,7 @@ class FlowBatch:
             self._speaker = torch.zeros(rows, mel, device=device, dtype=dtype)
             self._facts[:, slots] = torch.tensor([SCRATCH, START, 1, frames, 0], device=device)
             self._table[slots, 0] = SCRATCH
-            self._rows = torch.full((2, SIZES[-1]), -1, dtype=torch.int64, device=device)
+            self._rows = torch.zeros(2, SIZES[-1], dtype=torch.int64, device=device)
             self._joining = torch.zeros(JOINS[-1], self._chunk + self._look_ahead + 2, dtype=torch.int64, device=device)
         self._moves = Captured(self._move, device)
         self._features = Captured(self._make_features, device)
@@ -135,9 +135,8 @@ class FlowBatch:
         self._ready(self._moves, self._rows[0], shape)
         rows = np.full((2, shape[0]), self._scratch, np.int64)
         rows[0, :count] = [slot for task in tasks for slot in task.slots]
-        rows[1] = np.arange(-1, shape[0] - 1)
-        rows[1, np.cumsum([0, *(task.chunks for task in tasks)])[: len(tasks)]] = -1
-        rows[1, count:] = -1
+        rows[1] = 0
+        rows[1, :count] = [ahead for task in tasks for ahead in range(task.chunks)]
         self._rows[:, : shape[0]] = torch.from_numpy(rows).to(self._rows.device, non_blocking=True)
         self._moves.run(shape)
         for task in tasks:
@@ -184,9 +183,9 @@ class FlowBatch:
             rows.fill_(self._scratch)
             graphs.prepare(shape)
 
-    def _blocks(self, rows: Tensor, leader: Tensor, width: int) -> Blocks:
+    def _blocks(self, rows: Tensor, ahead: Tensor, width: int) -> Blocks:
         page, before, count, length, step = self._facts[:, rows]
-        return Blocks(page, before, self._table[:, :width][rows], count, length, step, leader)
+        return Blocks(page, before, self._table[:, :width][rows], count, length, step, ahead)
 
     def _make_features(self, shape: tuple[int, int]) -> None:
         size, width = shape

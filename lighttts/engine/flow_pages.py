@@ -30,7 +30,7 @@ class Blocks:
 
     `page`: of the chunk; `before`: of the chunk before it; `table`: (blocks, longest), the pages from the request's
     first chunk to this one, `count` of them; `length`: frames of this chunk that are real; `step`: of the solver.
-    `leader`: row of the chunk before it, if that is in the batch, else -1.
+    `ahead`: how many of the chunks right before it are in the batch, in the rows right before it.
     """
 
     page: Tensor
@@ -39,7 +39,7 @@ class Blocks:
     count: Tensor
     length: Tensor
     step: Tensor
-    leader: Tensor
+    ahead: Tensor
 
     def last_pages(self, width: int) -> tuple[Tensor, Tensor]:
         """The last `width` pages of each row, (blocks, width), right-aligned behind START, and which are real."""

@@ -27,22 +27,7 @@ def _page_offset(page, step, half, layer, strides_page, strides_step, strides_la
 
 
 @triton.jit
-def _store(qkv, kv, page, step, layer, blocks, heads, by_page, by_step, by_layer, by_half,
-           FRAMES: tl.constexpr, SIZE: tl.constexpr, F: tl.constexpr, D: tl.constexpr):  # fmt: skip
-    row, head = tl.program_id(0), tl.program_id(1)
-    block, half = row % blocks, row // blocks
-    frame, size = tl.arange(0, F)[:, None], tl.arange(0, D)[None]
-    inside = (frame < FRAMES) & (size < SIZE)
-    base = _page_offset(tl.load(page + block), tl.load(step + block), half, layer, by_page, by_step, by_layer, by_half)
-    width = heads * SIZE
-    source = qkv + (row * FRAMES + frame) * 3 * width + head * SIZE + size
-    goal = kv + base + (head * FRAMES + frame) * SIZE + size
-    tl.store(goal, tl.load(source + width, mask=inside), mask=inside)
-    tl.store(goal + width * FRAMES, tl.load(source + 2 * width, mask=inside), mask=inside)
-
-
-@triton.jit
-def _attend(qkv, kv, out, table, count, length, step, layer, blocks, heads, longest, scale,
+def _attend(qkv, kv, out, table, count, length, step, ahead, layer, blocks, heads, longest, scale,
             by_page, by_step, by_layer, by_half,
             FRAMES: tl.constexpr, SIZE: tl.constexpr, F: tl.constexpr, D: tl.constexpr):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
@@ -54,17 +39,20 @@ def _attend(qkv, kv, out, table, count, length, step, layer, blocks, heads, long
         qkv + (row * FRAMES + frame[:, None]) * 3 * width + head * SIZE + size[None], mask=inside, other=0.0
     )
     pages, last, at = tl.load(count + block), tl.load(length + block), tl.load(step + block)
+    here = pages - 1 - tl.load(ahead + block)
     top = tl.full([F], -float("inf"), tl.float32)
     total = tl.zeros([F], tl.float32)
     mixed = tl.zeros([F, D], tl.float32)
+    tile = (head * FRAMES + frame[:, None]) * SIZE + size[None]
     for place in range(pages):
         page = tl.load(table + block * longest + place)
         known = tl.where(place == pages - 1, last, FRAMES)
         real = (frame[:, None] < known) & (size[None] < SIZE)
-        base = _page_offset(page, at, half, layer, by_page, by_step, by_layer, by_half) + head * FRAMES * SIZE
-        tile = kv + base + frame[:, None] * SIZE + size[None]
-        keys = tl.load(tile, mask=real, other=0.0)
-        values = tl.load(tile + width * FRAMES, mask=real, other=0.0)
+        paged = kv + _page_offset(page, at, half, layer, by_page, by_step, by_layer, by_half) + tile
+        # What this batch computes is not read from pages, which other programs are writing.
+        fresh = qkv + ((row - pages + 1 + place) * FRAMES + frame[:, None]) * 3 * width + head * SIZE + size[None]
+        keys = tl.load(tl.where(place < here, paged, fresh + width), mask=real, other=0.0)
+        values = tl.load(tl.where(place < here, paged + width * FRAMES, fresh + 2 * width), mask=real, other=0.0)
         score = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
         score = tl.where(frame[None] < known, score, -float("inf"))
         higher = tl.maximum(top, tl.max(score, 1))
@@ -73,6 +61,11 @@ def _attend(qkv, kv, out, table, count, length, step, layer, blocks, heads, long
         total = total * shrink + tl.sum(weight, 1)
         mixed = mixed * shrink[:, None] + tl.dot(weight.to(values.dtype), values, input_precision="ieee")
         top = higher
+    own = qkv + (row * FRAMES + frame[:, None]) * 3 * width + head * SIZE + size[None]
+    page = tl.load(table + block * longest + pages - 1)
+    left = kv + _page_offset(page, at, half, layer, by_page, by_step, by_layer, by_half) + tile
+    tl.store(left, tl.load(own + width, mask=inside), mask=inside)
+    tl.store(left + width * FRAMES, tl.load(own + 2 * width, mask=inside), mask=inside)
     goal = out + (row * FRAMES + frame[:, None]) * width + head * SIZE + size[None]
     tl.store(goal, (mixed / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
@@ -133,7 +126,7 @@ def _gelu(x, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _unfold(x, tails, out, page, before, step, leader, first, blocks,
+def _unfold(x, tails, out, page, before, step, ahead, first, blocks,
             by_page, by_step, by_half, by_tail,
             FRAMES: tl.constexpr, CHANNELS: tl.constexpr, C: tl.constexpr,
             LED: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
@@ -142,16 +135,16 @@ def _unfold(x, tails, out, page, before, step, leader, first, blocks,
     block, half = row % blocks, row // blocks
     channel = tl.arange(0, C)[None]
     inside = (frame < FRAMES) & (channel < CHANNELS)
-    at, led_by = tl.load(step + block), tl.load(leader + block + frame * 0)
+    at, led = tl.load(step + block), tl.load(ahead + block + frame * 0) > 0
     kept = tails + at * by_step + half * by_half + first + channel
     theirs = kept + tl.load(before + block) * by_page
-    lead = x + (half * blocks + tl.maximum(led_by, 0)) * FRAMES * CHANNELS + channel
+    lead = x + (row - 1) * FRAMES * CHANNELS + channel
     for tap in tl.static_range(LED + 1):
         source = frame + tap - LED
         value = tl.load(x + (row * FRAMES + source) * CHANNELS + channel, mask=inside & (source >= 0), other=0.0)
         # The chunk before is in this batch, or has left its last frames in its page.
-        value += tl.load(lead + (FRAMES + source) * CHANNELS, mask=inside & (source < 0) & (led_by >= 0), other=0.0)
-        value += tl.load(theirs + (source + LED) * by_tail, mask=inside & (source < 0) & (led_by < 0), other=0.0)
+        value += tl.load(lead + (FRAMES + source) * CHANNELS, mask=inside & (source < 0) & led, other=0.0)
+        value += tl.load(theirs + (source + LED) * by_tail, mask=inside & (source < 0) & (led == 0), other=0.0)
         tl.store(out + ((row * FRAMES + frame) * (LED + 1) + tap) * CHANNELS + channel, value, mask=inside)
         if tap == LED:
             mine = kept + tl.load(page + block) * by_page + (frame - FRAMES + LED) * by_tail
@@ -174,11 +167,10 @@ class TritonOps:
         strides = kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3)
         sizes = {"FRAMES": frames, "SIZE": size, "F": _power(frames), "D": _power(size)}
         count = len(blocks.page)
-        _store[(rows, heads)](qkv, kv, blocks.page, blocks.step, layer, count, heads, *strides, **sizes)
         out = qkv.new_empty(rows, frames, tripled // 3)
         scale = size**-0.5 * 1.4426950408889634  # exp(x) is 2 ** (x log2 e)
         _attend[(rows, heads)](
-            qkv, kv, out, blocks.table, blocks.count, blocks.length, blocks.step, layer, count, heads,
+            qkv, kv, out, blocks.table, blocks.count, blocks.length, blocks.step, blocks.ahead, layer, count, heads,
             blocks.table.size(1), scale, *strides, **sizes, num_warps=4, num_stages=2,
         )  # fmt: skip
         return out
@@ -202,7 +194,7 @@ class TritonOps:
         led = tails.size(3)
         out = x.new_empty(rows, frames, (led + 1) * channels)
         _unfold[(rows, triton.cdiv(frames, _LED_ROWS))](
-            x, tails, out, blocks.page, blocks.before, blocks.step, blocks.leader, first, len(blocks.page),
+            x, tails, out, blocks.page, blocks.before, blocks.step, blocks.ahead, first, len(blocks.page),
             tails.stride(0), tails.stride(1), tails.stride(2), tails.stride(3),
             FRAMES=frames, CHANNELS=channels, C=triton.next_power_of_2(channels), LED=led, ROWS=_LED_ROWS,
         )  # fmt: skip

@@ -18,7 +18,7 @@ BLOCKS = Blocks(
     count=torch.tensor([2, 3, 1]),
     length=torch.tensor([6, 6, 5]),
     step=torch.tensor([2, 2, 0]),
-    leader=torch.tensor([-1, 0, -1]),
+    ahead=torch.tensor([0, 1, 0]),
 )
 """A request's second and third chunk at the last step, and another's first and only one, not full, at the first."""
 FRAMES = 6
