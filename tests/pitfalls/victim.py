@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from lighttts import logs
 from lighttts.config import BrokerConfig, Config, LogConfig
-from lighttts.workers.service import serve
+from lighttts.workers.service import Service, serve
 from lighttts.workers.stage import Boot, Result
 from tests.workers.fakes import ScriptedStage
 
@@ -50,7 +50,8 @@ def main(workers: str, results: str, name: str, fate: str = "hangs") -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     boot = Boot("llm", "scripted:0", 24_000, worker=name)
     logs.configure("llm", LogConfig(format="json"))
-    return serve(Doomed(boot.epoch, fate), boot, Config(broker=BrokerConfig(workers=workers, results=results)), None)
+    config = Config(broker=BrokerConfig(workers=workers, results=results))
+    return serve(Service(Doomed(boot.epoch, fate), boot, config, None))
 
 
 if __name__ == "__main__":
