@@ -20,10 +20,10 @@ from lighttts.engine.decode_stream import FRAMES_A_TOKEN, DecodeStep, VoicePromp
 from lighttts.engine.decode_streams import DecodeStreams
 from lighttts.engine.decode_track import Owner, Track, VoicePasts, give_up
 from lighttts.engine.flow_batch import FlowBatch, FlowTask
-from lighttts.engine.flow_pages import PagePool
+from lighttts.engine.flow_pages import RESERVED, PagePool
 from lighttts.engine.schedule import Hop
 from lighttts.engine.side_stream import SideStream
-from lighttts.errors import InvalidInput
+from lighttts.errors import ConfigError, InvalidInput
 from lighttts.models.flow import CausalMaskedDiffWithXvec, FlowHop
 from lighttts.models.hift import HiFTGenerator
 from lighttts.models.hift_stream import VocoderHop, VocoderResult, vocode
@@ -42,7 +42,8 @@ class PagedDecodeEngine(DecodeStreams):
     """Decodes up to `max_streams` requests, at most `slots` chunks of them at once, their pasts in `pages` pages.
 
     `vocode` makes audio of hops, by default the model's own. Which requests share a step changes results by rounding
-    only. A request at another speed than 1 is computed in one pass after its last token.
+    only. A request at another speed than 1 is computed in one pass after its last token. Raises `ConfigError` if one hop
+    would not fit.
     """
 
     def __init__(
@@ -57,11 +58,15 @@ class PagedDecodeEngine(DecodeStreams):
         flow_batch: Callable[[CausalMaskedDiffWithXvec, PagePool, int], FlowBatch] = FlowBatch,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pool = PagePool(flow, pages)
         self._chunk, self._look_ahead = flow.config.encoder.chunk, flow.config.encoder.look_ahead
-        super().__init__(flow, hift, max_streams, self._pool.usable * self._chunk)
-        if slots < max(WAVE, LARGEST_HOP) or self._pool.usable < LARGEST_HOP:
-            raise ValueError(f"{slots} slots and {pages} pages are fewer than one hop may take")
+        super().__init__(flow, hift, max_streams, (pages - RESERVED) * self._chunk)
+        least = RESERVED + LARGEST_HOP
+        if pages < least:
+            need = least * PagePool.page_bytes(flow) / 1e9
+            raise ConfigError(f"decode.cache_gb, or the GPU's free memory, is too small: {need:.1f} GB are the least.")
+        if slots < WAVE:
+            raise ConfigError(f"decode.batch is {slots}, but a GPU computes at least {WAVE} chunks at once.")
+        self._pool = PagePool(flow, pages)
         self._batch = flow_batch(flow, self._pool, slots)
         self._vocode = vocode or self._vocode_plainly
         self._clock = clock

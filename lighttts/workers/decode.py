@@ -36,8 +36,10 @@ GPU_CHUNKS = 64
 """Chunks computed at once on a GPU."""
 GPU_HOPS = 16
 """Hops vocoded at once on a GPU."""
-CACHE_SHARE = 0.6
+CACHE_SHARE = 0.75
 """Of the memory free at the start, what pasts may take; the rest is for graphs, and for another worker."""
+PAGES_A_STREAM = 2
+"""Pages for each stream: with fewer, most of the work would be computing again what was given up."""
 PREPARED_FRAMES = 400
 """Frames of requests, prompt included, for which everything is captured at the start."""
 
@@ -131,12 +133,13 @@ def _engine(config: Config, directory: ModelDirectory, device: torch.device) -> 
         return DecodeEngine(flow, hift, max_batch=decode.batch or 1, max_streams=decode.streams)
     vocoder = Vocoder(hift, max_batch=GPU_HOPS)
     cache = decode.cache_gb * 1e9 if decode.cache_gb else CACHE_SHARE * torch.cuda.mem_get_info(device)[0]
+    pages = int(cache / PagePool.page_bytes(flow))
     engine = PagedDecodeEngine(
         flow,
         hift,
-        max_streams=decode.streams,
+        max_streams=min(decode.streams, pages // PAGES_A_STREAM),
         slots=decode.batch or GPU_CHUNKS,
-        pages=int(cache / PagePool.page_bytes(flow)),
+        pages=pages,
         vocode=vocoder.vocode,
         flow_batch=flow_batch,
     )
@@ -151,7 +154,7 @@ def service(config: Config) -> Service:
     directory = ModelDirectory.open(config.model.directory)
     engine = _engine(config, directory, device)
     boot = Boot(_NAME, model_name(directory), directory.sample_rate)
-    stage = DecodeStage(engine, boot.epoch, config.decode.streams)
+    stage = DecodeStage(engine, boot.epoch, engine.max_streams)
     return Service(stage, boot, config, config.decode.metrics_port, lambda: observe_device(device))
 
 

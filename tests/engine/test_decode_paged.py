@@ -11,7 +11,7 @@ from lighttts.engine.decode_paged import LARGEST_HOP, PagedDecodeEngine
 from lighttts.engine.decode_stream import VoicePrompt
 from lighttts.engine.decode_track import NEAR_DRY_S
 from lighttts.engine.flow_pages import RESERVED
-from lighttts.errors import InternalError, InvalidInput, Overloaded
+from lighttts.errors import ConfigError, InternalError, InvalidInput, Overloaded
 from tests.engine.test_decode_engine import REQUESTS, Request, alone, distance, drain, joined, models, voice
 
 SLOTS = 8
@@ -158,3 +158,9 @@ def test_a_prompt_longer_than_the_pages_is_refused():
     long = VoicePrompt("long", known.embedding, tokens, np.zeros((2 * len(tokens), 80), np.float32))
     with pytest.raises(InvalidInput, match="prompt"):
         new_engine(RESERVED + LARGEST_HOP).open(0, long, seed=1)
+
+
+@pytest.mark.parametrize(("pages", "slots", "what"), [(LARGEST_HOP, SLOTS, "cache_gb"), (PLENTY, SLOTS - 1, "batch")])
+def test_too_little_for_one_hop_is_a_mistake_of_configuration(pages, slots, what):
+    with pytest.raises(ConfigError, match=what):
+        PagedDecodeEngine(*models(), max_streams=1, slots=slots, pages=pages)
