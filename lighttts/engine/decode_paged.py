@@ -42,8 +42,8 @@ class PagedDecodeEngine(DecodeStreams):
     """Decodes up to `max_streams` requests, at most `slots` chunks of them at once, their pasts in `pages` pages.
 
     `vocode` makes audio of hops, by default the model's own. Which requests share a step changes results by rounding
-    only. A request at another speed than 1 is computed in one pass after its last token. Raises `ConfigError` if one hop
-    would not fit.
+    only. A request at another speed than 1 is computed in one pass after its last token. Raises `ConfigError` if one
+    hop would not fit.
     """
 
     def __init__(
