@@ -101,7 +101,7 @@ def test_others_are_kept_out_and_disturb_nobody(broker: RunningApp, keys: Keyrin
         raw.sendall(b"\xff" * 10_000)
         for outsider in (None, stranger):
             with (
-                Client(broker.endpoints.clients, keys=outsider, connect_timeout=1.5) as client,
+                Client(broker.endpoints.clients, keys=outsider, connect_timeout=4.0) as client,
                 pytest.raises(AccessDenied),
             ):
                 client.synthesize("Let me in.", seed=1).audio()
