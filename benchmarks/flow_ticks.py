@@ -18,6 +18,7 @@ import torch
 from lighttts.engine.flow_batch import FlowBatch, FlowTask
 from lighttts.engine.flow_ops import TorchOps
 from lighttts.engine.flow_pages import RESERVED, PagePool
+from lighttts.kernels import flow as kernels
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import CausalMaskedDiffWithXvec, FlowHop, load_flow
 
@@ -59,10 +60,10 @@ def floor_ms(flow: CausalMaskedDiffWithXvec, blocks: int) -> tuple[float, float]
     return 1e3 * operations / RATE, 1e3 * flow.dtype.itemsize * (weights + past) / BANDWIDTH
 
 
-def ticks(flow: CausalMaskedDiffWithXvec, sizes: list[int]) -> None:
-    pool = PagePool(flow, RESERVED + 8 * max(sizes) // 2)
-    print(f"page {PagePool.page_bytes(flow) / 1e6:.1f} MB, pool {torch.cuda.memory_allocated() / 1e9:.1f} GB")
+def ticks(flow: CausalMaskedDiffWithXvec, pool: PagePool, sizes: list[int], fused: int) -> None:
+    kernels.FUSED_ROWS = fused
     batch = FlowBatch(flow, pool, max(sizes))
+    print(f"norms and sums within products up to {fused} frames")
     print("chunks   ms a step   operations   bytes   features ms")
     for size in sizes:
         began = time.monotonic()
@@ -79,12 +80,15 @@ def ticks(flow: CausalMaskedDiffWithXvec, sizes: list[int]) -> None:
             batch.leave(done)
             for page in done.pages:
                 pool.drop(page)
-    if sizes[-1] >= 32:
-        profile(batch, [task(flow, pool, 2, PAST, seed) for seed in range(16)])
+    works = [task(flow, pool, 2, PAST, seed) for seed in range(max(sizes) // 4)]
+    profile(batch, works)
+    for work in works:
+        for page in work.pages:
+            pool.drop(page)
 
 
 def profile(batch: FlowBatch, tasks: list[FlowTask]) -> None:
-    """Where one solver step of 32 chunks spends the GPU."""
+    """Where one solver step spends the GPU."""
     batch.join(tasks)
     batch.tick(tasks)
     torch.cuda.synchronize()
@@ -138,6 +142,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Times the packed flow on a GPU.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sizes", default="1,2,4,8,16,32,48,64")
+    parser.add_argument(
+        "--fused", default=str(kernels.FUSED_ROWS), help="frames up to which norms are fused: 0,800,..."
+    )
     parser.add_argument("--no-check", action="store_true")
     arguments = parser.parse_args()
     directory = ModelDirectory.open(arguments.folder)
@@ -151,7 +158,12 @@ def main() -> None:
                 error = (mels(flow, plain) - truth) / truth.std()
                 name = f"{str(dtype)[6:]} {'torch' if plain else 'kernels'}"
                 print(f"{name:38}{error.abs().max():11.2e}{error.square().mean().sqrt():10.2e}")
-    ticks(load_flow(directory, "cuda", torch.bfloat16), [int(size) for size in arguments.sizes.split(",")])
+    sizes = [int(size) for size in arguments.sizes.split(",")]
+    flow = load_flow(directory, "cuda", torch.bfloat16)
+    pool = PagePool(flow, RESERVED + 8 * max(sizes) // 2)
+    print(f"page {PagePool.page_bytes(flow) / 1e6:.1f} MB, pool {torch.cuda.memory_allocated() / 1e9:.1f} GB")
+    for fused in arguments.fused.split(","):
+        ticks(flow, pool, sizes, int(fused))
 
 
 if __name__ == "__main__":

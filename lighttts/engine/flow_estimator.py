@@ -11,9 +11,8 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lighttts.engine.flow_ops import FlowOps
+from lighttts.engine.flow_ops import FlowOps, Linear, Norm
 from lighttts.engine.flow_pages import Blocks, PagePool
 from lighttts.models.cfm import CausalConditionalCFM
 from lighttts.models.estimator import CausalBlock, ResidualBlock, Stage, TransformerBlock
@@ -21,39 +20,24 @@ from lighttts.models.streaming import CausalConv1d
 
 
 @dataclass(frozen=True)
-class _Linear:
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-@dataclass(frozen=True)
-class _Norm:
-    weight: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True)
 class _Convolution:
-    linear: _Linear
+    linear: Linear
     first: int
 
     @classmethod
     def of(cls, module: CausalConv1d) -> _Convolution:
-        return cls(_Linear(module.weight.transpose(1, 2).flatten(1).contiguous(), module.bias), module.first)
+        return cls(Linear(module.weight.transpose(1, 2).flatten(1).contiguous(), module.bias), module.first)
 
 
 @dataclass(frozen=True)
 class _Residual:
     first: _Convolution
-    first_norm: _Norm
+    first_norm: Norm
     times: Tensor
     """(steps, width): what the time adds between the two convolutions."""
     second: _Convolution
-    second_norm: _Norm
-    skip: _Linear
+    second_norm: Norm
+    skip: Linear
 
     @classmethod
     def of(cls, module: ResidualBlock, embedded: Tensor) -> _Residual:
@@ -65,43 +49,56 @@ class _Residual:
             module.mlp(embedded),
             _Convolution.of(cast(CausalConv1d, second.block["0"])),
             _norm(second.block["2"]),
-            _Linear(skip.weight[..., 0].contiguous(), skip.bias),
+            Linear(skip.weight[..., 0].contiguous(), skip.bias),
         )
 
 
 @dataclass(frozen=True)
 class _Transformer:
+    """The biases of residual sums are added once, at the stage's end: `before`, `between` and `after` (width,) are
+    what they come to at the block's input, before its feed-forward, and at its output."""
+
     layer: int
-    norm1: _Norm
-    qkv: _Linear
-    out: _Linear
-    norm3: _Norm
-    inner: _Linear
-    outer: _Linear
+    before: Tensor
+    norm1: Norm
+    qkv: Linear
+    out: Tensor
+    between: Tensor
+    norm3: Norm
+    inner: Linear
+    outer: Tensor
+    after: Tensor
 
     @classmethod
-    def of(cls, module: TransformerBlock) -> _Transformer:
+    def of(cls, module: TransformerBlock, before: Tensor) -> _Transformer:
         attention = module.attn1
         qkv = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
+        out, outer = _linear(attention.to_out[0]), _linear(module.ff.net[2])
+        assert out.bias is not None
+        assert outer.bias is not None
+        between = before + out.bias
         return cls(
             attention.layer,
+            before,
             _norm(module.norm1),
-            _Linear(qkv, None),
-            _linear(attention.to_out[0]),
+            Linear(qkv, None),
+            out.weight,
+            between,
             _norm(module.norm3),
             _linear(module.ff.net[0].proj),
-            _linear(module.ff.net[2]),
+            outer.weight,
+            between + outer.bias,
         )
 
 
-def _norm(module: object) -> _Norm:
+def _norm(module: object) -> Norm:
     assert isinstance(module, torch.nn.LayerNorm)
-    return _Norm(module.weight, module.bias)
+    return Norm(module.weight, module.bias)
 
 
-def _linear(module: object) -> _Linear:
+def _linear(module: object) -> Linear:
     assert isinstance(module, torch.nn.Linear)
-    return _Linear(module.weight, module.bias)
+    return Linear(module.weight, module.bias)
 
 
 @dataclass(frozen=True)
@@ -114,12 +111,13 @@ class _Stage:
     def of(cls, module: Stage, embedded: Tensor) -> _Stage:
         residual, blocks, *last = module
         assert isinstance(residual, ResidualBlock)
-        transformers = tuple(_Transformer.of(cast(TransformerBlock, block)) for block in blocks.children())
-        return cls(
-            _Residual.of(residual, embedded),
-            transformers,
-            _Convolution.of(cast(CausalConv1d, last[0])) if last else None,
-        )
+        transformers: list[_Transformer] = []
+        offset = torch.zeros_like(embedded[0, : residual.res_conv.out_channels])
+        for block in blocks.children():
+            transformers.append(_Transformer.of(cast(TransformerBlock, block), offset))
+            offset = transformers[-1].after
+        convolution = _Convolution.of(cast(CausalConv1d, last[0])) if last else None
+        return cls(_Residual.of(residual, embedded), tuple(transformers), convolution)
 
 
 class PackedEstimator:
@@ -136,7 +134,7 @@ class PackedEstimator:
             self._final = _Convolution.of(cast(CausalConv1d, final.block["0"]))
             self._final_norm = _norm(final.block["2"])
             self._zero = torch.zeros_like(self._stages[0].residual.times)
-            self._out = _Linear(estimator.final_proj.weight[..., 0].contiguous(), estimator.final_proj.bias)
+            self._out = Linear(estimator.final_proj.weight[..., 0].contiguous(), estimator.final_proj.bias)
 
     def velocity(self, x: Tensor, blocks: Blocks) -> Tensor:
         """(rows, frames, mel) from (rows, frames, 4 mel): the mel so far, features, speaker and prompt side by side."""
@@ -149,29 +147,24 @@ class PackedEstimator:
         x = self._stage(up, torch.cat([x, skipped], dim=-1), blocks)
         x = self._convolve(up.last, x, blocks)
         x = self._convolve(self._final, x, blocks)
-        return self._out(self._ops.norm_mish(x, *_parts(self._final_norm), self._zero, blocks.step))
+        return self._out(self._ops.norm_mish(x, self._final_norm, self._zero, blocks.step))
 
     def _stage(self, stage: _Stage, x: Tensor, blocks: Blocks) -> Tensor:
         x = self._residual(stage.residual, x, blocks)
-        more: Tensor | None = None
         for block in stage.blocks:
-            normed = self._ops.add_norm(x, more, *_parts(block.norm1))
-            attended = self._ops.attend(block.qkv(normed), self._pool.solver_kv, block.layer, blocks)
-            normed = self._ops.add_norm(x, block.out(attended), *_parts(block.norm3))
-            more = block.outer(self._ops.gelu(block.inner(normed)))
-        return x if more is None else x.add_(more)
+            qkv = self._ops.norm_linear(x, block.before, block.norm1, block.qkv)
+            self._ops.add_linear(x, self._ops.attend(qkv, self._pool.solver_kv, block.layer, blocks), block.out)
+            inner = self._ops.norm_linear(x, block.between, block.norm3, block.inner, gelu=True)
+            self._ops.add_linear(x, inner, block.outer)
+        return x.add_(stage.blocks[-1].after) if stage.blocks else x
 
     def _residual(self, residual: _Residual, x: Tensor, blocks: Blocks) -> Tensor:
         hidden = self._convolve(residual.first, x, blocks)
-        hidden = self._ops.norm_mish(hidden, *_parts(residual.first_norm), residual.times, blocks.step)
+        hidden = self._ops.norm_mish(hidden, residual.first_norm, residual.times, blocks.step)
         hidden = self._convolve(residual.second, hidden, blocks)
-        return self._ops.norm_mish(hidden, *_parts(residual.second_norm), residual.skip(x), None)
+        return self._ops.norm_mish(hidden, residual.second_norm, residual.skip(x), None)
 
     def _convolve(self, convolution: _Convolution | None, x: Tensor, blocks: Blocks) -> Tensor:
         assert convolution is not None
         unfolded = self._ops.unfold(x, self._pool.solver_tails, convolution.first, blocks)
         return convolution.linear(unfolded)
-
-
-def _parts(norm: _Norm) -> tuple[Tensor, Tensor]:
-    return norm.weight, norm.bias

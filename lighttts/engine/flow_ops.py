@@ -6,6 +6,7 @@ features). What is written in place is said so.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,6 +20,25 @@ EPSILON = 1e-5
 """Of every layer norm in the estimator."""
 
 
+@dataclass(frozen=True)
+class Linear:
+    """`weight`: (columns, width); `bias`: (columns,)."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Parameters of a layer norm, both (width,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
 class FlowOps(Protocol):
     any_width: bool
     """Whether attention takes as long as the pasts are, however wide `Blocks.table` is."""
@@ -30,11 +50,11 @@ class FlowOps(Protocol):
         and values in place. (rows, frames, width).
         """
 
-    def add_norm(self, x: Tensor, more: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-        """Layer norm of `x + more`, which `x` becomes in place."""
+    def norm_linear(self, x: Tensor, offset: Tensor, norm: Norm, linear: Linear, *, gelu: bool = False) -> Tensor:
+        """`linear` of the layer norm of `x + offset`, and GELU of that if wanted. `offset`: (width,)."""
 
-    def gelu(self, x: Tensor) -> Tensor:
-        """In place."""
+    def add_linear(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
+        """Adds the product of `y` (..., width) with `weight` (columns, width) to `x` (..., columns) in place."""
 
     def unfold(self, x: Tensor, tails: Tensor, first: int, blocks: Blocks) -> Tensor:
         """Each frame behind the two before it, as `convolve` multiplies: (rows, frames, 3 channels).
@@ -42,7 +62,7 @@ class FlowOps(Protocol):
         `tails`: `PagePool.solver_tails`, whose channels from `first` on get this block's last frames in place.
         """
 
-    def norm_mish(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, step: Tensor | None) -> Tensor:
+    def norm_mish(self, x: Tensor, norm: Norm, add: Tensor, step: Tensor | None) -> Tensor:
         """Mish of the layer norm of `x` (rows, frames, width), and `add` to it.
 
         With `step` (blocks,), `add` (steps, width) is one vector a solver step; else it is of the shape of `x`.
@@ -65,13 +85,12 @@ class TorchOps:
         context = F.scaled_dot_product_attention(split[0], past[0], past[1], attn_mask=mask[:, None, None, None])
         return context.permute(1, 0, 3, 2, 4).reshape(qkv.size(0), frames, -1)
 
-    def add_norm(self, x: Tensor, more: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-        if more is not None:
-            x += more
-        return F.layer_norm(x, weight.shape, weight, bias, EPSILON)
+    def norm_linear(self, x: Tensor, offset: Tensor, norm: Norm, linear: Linear, *, gelu: bool = False) -> Tensor:
+        product = linear(F.layer_norm(x + offset, norm.weight.shape, norm.weight, norm.bias, EPSILON))
+        return F.gelu(product) if gelu else product
 
-    def gelu(self, x: Tensor) -> Tensor:
-        return x.copy_(F.gelu(x))
+    def add_linear(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
+        x += F.linear(y, weight)
 
     def unfold(self, x: Tensor, tails: Tensor, first: int, blocks: Blocks) -> Tensor:
         halves, channels, frames = tails.size(2), x.size(-1), x.size(1)
@@ -82,8 +101,8 @@ class TorchOps:
         led = torch.cat([lead, x], dim=1)
         return torch.cat([led[:, tap : tap + frames] for tap in range(TAIL + 1)], dim=-1)
 
-    def norm_mish(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, step: Tensor | None) -> Tensor:
-        normed = F.mish(F.layer_norm(x, weight.shape, weight, bias, EPSILON))
+    def norm_mish(self, x: Tensor, norm: Norm, add: Tensor, step: Tensor | None) -> Tensor:
+        normed = F.mish(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, EPSILON))
         if step is None:
             return normed + add
         return normed + add[step].repeat(x.size(0) // len(step), 1)[:, None]

@@ -10,9 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lighttts.engine.flow_ops import EPSILON
+from lighttts.engine.flow_ops import EPSILON, Linear, Norm
 from lighttts.engine.flow_pages import Blocks
+from lighttts.kernels.flow_linear import add_linear, erf_gelu, norm_linear
 
+FUSED_ROWS = 800
+"""Frames up to which norms and sums are computed with the products next to them: 8 chunks in two halves."""
 _ROWS = 4
 """Frames of one program of a norm."""
 _LED_ROWS = 8
@@ -71,18 +74,14 @@ def _attend(qkv, kv, out, table, count, length, step, ahead, layer, blocks, head
 
 
 @triton.jit
-def _add_norm(x, more, out, weight, bias, rows, epsilon,
-              ADD: tl.constexpr, WIDTH: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+def _norm(x, offset, out, weight, bias, rows, epsilon, WIDTH: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, W)[None]
     inside = (row < rows) & (column < WIDTH)
     place = row * WIDTH + column
     value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    if ADD:
-        value += tl.load(more + place, mask=inside, other=0.0).to(tl.float32)
-        rounded = value.to(x.dtype.element_ty)
-        tl.store(x + place, rounded, mask=inside)
-        value = rounded.to(tl.float32)
+    value += tl.load(offset + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    value = tl.where(inside, value, 0.0)
     mean = tl.sum(value, 1)[:, None] / WIDTH
     centred = tl.where(inside, value - mean, 0.0)
     deviation = tl.sqrt(tl.sum(centred * centred, 1)[:, None] / WIDTH + epsilon)
@@ -121,8 +120,7 @@ def _norm_mish(x, add, out, weight, bias, step, rows, blocks, frames, epsilon,
 def _gelu(x, count, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + place, mask=place < count, other=0.0).to(tl.float32)
-    value = value * 0.5 * (1.0 + tl.erf(value * 0.7071067811865476))
-    tl.store(x + place, value.to(x.dtype.element_ty), mask=place < count)
+    tl.store(x + place, erf_gelu(value).to(x.dtype.element_ty), mask=place < count)
 
 
 @triton.jit
@@ -175,19 +173,40 @@ class TritonOps:
         )  # fmt: skip
         return out
 
-    def add_norm(self, x: Tensor, more: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-        width = x.size(-1)
+    def norm_linear(self, x: Tensor, offset: Tensor, norm: Norm, linear: Linear, *, gelu: bool = False) -> Tensor:
+        width, columns = x.size(-1), linear.weight.size(0)
         rows = x.numel() // width
-        out = torch.empty_like(x)
-        _add_norm[(triton.cdiv(rows, _ROWS),)](
-            x, more, out, weight, bias, rows, EPSILON,
-            ADD=more is not None, WIDTH=width, W=triton.next_power_of_2(width), ROWS=_ROWS,
+        if rows > FUSED_ROWS:
+            out = linear(self._normed(x, offset, norm))
+            if gelu:
+                _gelu[(triton.cdiv(out.numel(), _ELEMENTS),)](out, out.numel(), BLOCK=_ELEMENTS)
+            return out
+        out = x.new_empty(*x.shape[:-1], columns)
+        norm_linear[(triton.cdiv(rows, 64), triton.cdiv(columns, 64))](
+            x, offset, norm.weight, norm.bias, linear.weight, linear.bias, out, rows, EPSILON,
+            BIAS=linear.bias is not None, GELU=gelu, COLUMNS=columns, WIDTH=width, BM=64, BN=64, W=_power(width),
         )  # fmt: skip
         return out
 
-    def gelu(self, x: Tensor) -> Tensor:
-        _gelu[(triton.cdiv(x.numel(), _ELEMENTS),)](x, x.numel(), BLOCK=_ELEMENTS)
-        return x
+    def add_linear(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
+        columns, width = weight.shape
+        rows = y.numel() // width
+        if rows > FUSED_ROWS:
+            x.view(rows, columns).addmm_(y.view(rows, width), weight.T)
+            return
+        add_linear[(triton.cdiv(rows, 32), triton.cdiv(columns, 64))](
+            x, y, weight, rows, COLUMNS=columns, WIDTH=width, BM=32, BN=64, BK=128, num_stages=3
+        )
+
+    def _normed(self, x: Tensor, offset: Tensor, norm: Norm) -> Tensor:
+        width = x.size(-1)
+        rows = x.numel() // width
+        out = torch.empty_like(x)
+        _norm[(triton.cdiv(rows, _ROWS),)](
+            x, offset, out, norm.weight, norm.bias, rows, EPSILON,
+            WIDTH=width, W=triton.next_power_of_2(width), ROWS=_ROWS,
+        )  # fmt: skip
+        return out
 
     def unfold(self, x: Tensor, tails: Tensor, first: int, blocks: Blocks) -> Tensor:
         rows, frames, channels = x.shape
@@ -200,12 +219,12 @@ class TritonOps:
         )  # fmt: skip
         return out
 
-    def norm_mish(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, step: Tensor | None) -> Tensor:
+    def norm_mish(self, x: Tensor, norm: Norm, add: Tensor, step: Tensor | None) -> Tensor:
         rows, frames, width = x.shape
         out = torch.empty_like(x)
         blocks = 1 if step is None else len(step)
         _norm_mish[(triton.cdiv(rows * frames, _ROWS),)](
-            x, add, out, weight, bias, step, rows * frames, blocks, frames, EPSILON,
+            x, add, out, norm.weight, norm.bias, step, rows * frames, blocks, frames, EPSILON,
             BY_STEP=step is not None, WIDTH=width, W=triton.next_power_of_2(width), ROWS=_ROWS,
         )  # fmt: skip
         return out

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lighttts.engine.flow_ops import TorchOps
+from lighttts.engine.flow_ops import Linear, Norm, TorchOps
 from lighttts.engine.flow_pages import Blocks
+from lighttts.kernels import flow
 from lighttts.kernels.flow import TritonOps
 
 PAGES, STEPS, LAYERS, HALVES, TAIL = 9, 3, 2, 2, 2
@@ -44,21 +45,33 @@ def test_attention_sees_the_past_and_the_chunk_and_leaves_its_keys_and_values(he
     assert not torch.equal(mine, kv)
 
 
-@pytest.mark.parametrize("width", [16, 20, 256])
-@pytest.mark.parametrize("more", [True, False])
-def test_a_norm_adds_what_is_to_be_added_first(width, more):
-    x, weight, bias = torch.randn(5, FRAMES, width), torch.randn(width), torch.randn(width)
-    delta = torch.randn_like(x) if more else None
-    mine, theirs = x.clone(), x.clone()
-    assert same(TritonOps().add_norm(mine, delta, weight, bias), TorchOps().add_norm(theirs, delta, weight, bias))
-    assert same(mine, theirs)
+@pytest.fixture(params=["by themselves", "with the products"])
+def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(flow, "FUSED_ROWS", 0 if request.param == "by themselves" else flow.FUSED_ROWS)
+    return request.param
 
 
-def test_gelu_is_the_exact_one_in_place():
-    x = torch.linspace(-6, 6, 2003)
-    reference = TorchOps().gelu(x.clone())
-    assert TritonOps().gelu(x) is x
-    assert same(x, reference)
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize(("width", "columns"), [(16, 24), (20, 70)])
+@pytest.mark.parametrize("gelu", [True, False])
+def test_the_norm_of_what_biases_come_to_goes_before_a_product(width, columns, gelu):
+    x, offset = 3 + torch.randn(13, FRAMES, width), torch.randn(width)
+    norm = Norm(torch.randn(width), torch.randn(width))
+    linear = Linear(torch.randn(columns, width), torch.randn(columns) if gelu else None)
+    given = x.clone()
+    ours = TritonOps().norm_linear(x, offset, norm, linear, gelu=gelu)
+    assert torch.allclose(ours, TorchOps().norm_linear(x, offset, norm, linear, gelu=gelu), atol=1e-4)
+    assert torch.equal(x, given)
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize(("width", "columns"), [(16, 24), (300, 70)])
+def test_a_product_is_added_in_place(width, columns):
+    x, y, weight = torch.randn(13, FRAMES, columns), torch.randn(13, FRAMES, width), torch.randn(columns, width)
+    theirs = x.clone()
+    TritonOps().add_linear(x, y, weight)
+    TorchOps().add_linear(theirs, y, weight)
+    assert torch.allclose(x, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [16, 20])
@@ -75,7 +88,7 @@ def test_frames_unfold_behind_the_chunk_before_in_the_batch_or_in_its_page(chann
 @pytest.mark.parametrize("by_step", [True, False])
 def test_mish_of_a_norm_and_what_is_added(width, by_step):
     x = 5 * torch.randn(HALVES * 3, FRAMES, width)
-    weight, bias = 9 * torch.randn(width), torch.randn(width)
+    norm = Norm(9 * torch.randn(width), torch.randn(width))
     add, step = (torch.randn(STEPS, width), BLOCKS.step) if by_step else (torch.randn_like(x), None)
-    ours = TritonOps().norm_mish(x, weight, bias, add, step)
-    assert torch.allclose(ours, TorchOps().norm_mish(x, weight, bias, add, step), atol=1e-4)
+    ours = TritonOps().norm_mish(x, norm, add, step)
+    assert torch.allclose(ours, TorchOps().norm_mish(x, norm, add, step), atol=1e-4)
