@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lighttts.cli.ask import ask_status
 from lighttts.errors import LightTTSError
+from lighttts.kernels import missing
 from lighttts.transport.endpoints import connectable, listening
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def device(config: Config) -> Iterator[Finding]:
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
         yield Finding(Level.OK, f"GPU: {names}; the workers use {wanted}")
+        if wanted != "cpu":
+            yield from compiling()
     elif wanted.startswith("cuda"):
         why = "torch is built without CUDA" if driver else "there is no NVIDIA driver"
         yield Finding(Level.PROBLEM, f"model.device is {wanted}, but {why}: install it, or set model.device to cpu")
@@ -105,6 +108,15 @@ def device(config: Config) -> Iterator[Finding]:
         yield Finding(Level.PROBLEM, "there is an NVIDIA driver, but torch cannot use it: install torch with CUDA")
     else:
         yield Finding(Level.OK, "no GPU: the workers run on the CPU")
+
+
+def compiling() -> Iterator[Finding]:
+    """Whether the kernels for a GPU can be compiled."""
+    lacks = missing()
+    if lacks:
+        yield Finding(Level.PROBLEM, f"a GPU's kernels are compiled at a worker's first start, which needs {lacks}")
+    else:
+        yield Finding(Level.OK, "kernels for the GPU can be compiled")
 
 
 def files(config: Config) -> Iterator[Finding]:

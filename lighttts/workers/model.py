@@ -10,6 +10,8 @@ from torch import nn
 
 from lighttts import metrics
 from lighttts.errors import ConfigError
+from lighttts.kernels import missing
+from lighttts.logs import get_logger
 from lighttts.models.directory import ModelDirectory
 
 _HAS_NVML = importlib.util.find_spec("pynvml") is not None
@@ -25,11 +27,11 @@ def model_name(directory: ModelDirectory) -> str:
 def pick_device(name: str) -> torch.device:
     """The device of a configured name; `auto` is a GPU if there is one. Raises `ConfigError` if it is not there."""
     gpus = torch.cuda.device_count()
-    if name == "auto":
-        return torch.device("cuda", 0) if gpus else torch.device("cpu")
-    device = torch.device(name)
+    device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ConfigError(f"model.device is {name}, but this machine has {gpus} usable GPUs: choose another, or cpu")
+    if device.type == "cuda" and (lacks := missing()):
+        get_logger().warning("kernels that are not compiled yet cannot be", needs=lacks)
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 

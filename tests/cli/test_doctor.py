@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import resource
+import shutil
 import socket
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +113,25 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_problem(monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert the(checks.device(config("model.device=cuda"))).level is Level.PROBLEM
     assert the(checks.device(config("model.device=cpu"))).level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("lost", "mends"), [("find_spec", "CUDA build of torch"), ("which", "install gcc"), ("get_paths", "python3-dev")]
+)
+def test_what_a_gpu_s_kernels_cannot_be_compiled_without_is_a_problem(
+    lost: str, mends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    places = {"find_spec": (importlib.util, None), "which": (shutil, None), "get_paths": (sysconfig, {"include": "/"})}
+    module, answer = places[lost]
+    monkeypatch.setattr(module, lost, lambda *_: answer)
+    _, finding = checks.device(config("model.device=cuda"))
+    assert finding.level is Level.PROBLEM
+    assert mends in finding.text
+    assert len([*checks.device(config("model.device=cpu"))]) == 1
 
 
 def test_a_running_broker_is_asked_for_its_workers(run: Run) -> None:
