@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,10 @@ def floor_ms(flow: CausalMaskedDiffWithXvec, blocks: int) -> tuple[float, float]
     return 1e3 * operations / RATE, 1e3 * flow.dtype.itemsize * (weights + past) / BANDWIDTH
 
 
-def ticks(flow: CausalMaskedDiffWithXvec, pool: PagePool, sizes: list[int], fused: int) -> None:
-    kernels.FUSED_ROWS = fused
+def ticks(flow: CausalMaskedDiffWithXvec, pool: PagePool, sizes: list[int], fused: int, group: int) -> None:
+    kernels.FUSED_ROWS, kernels.GROUP = fused, group
     batch = FlowBatch(flow, pool, max(sizes))
-    print(f"norms and sums within products up to {fused} frames")
+    print(f"norms and sums within products up to {fused} frames, attention of {group} chunks a program")
     print("chunks   ms a step   operations   bytes   features ms")
     for size in sizes:
         began = time.monotonic()
@@ -145,6 +146,8 @@ def main() -> None:
     parser.add_argument(
         "--fused", default=str(kernels.FUSED_ROWS), help="frames up to which norms are fused: 0,800,..."
     )
+    group = str(kernels.GROUP)
+    parser.add_argument("--group", default=group, help="chunks whose attention one program computes: 1,2,4")
     parser.add_argument("--no-check", action="store_true")
     arguments = parser.parse_args()
     directory = ModelDirectory.open(arguments.folder)
@@ -162,8 +165,8 @@ def main() -> None:
     flow = load_flow(directory, "cuda", torch.bfloat16)
     pool = PagePool(flow, RESERVED + 8 * max(sizes) // 2)
     print(f"page {PagePool.page_bytes(flow) / 1e6:.1f} MB, pool {torch.cuda.memory_allocated() / 1e9:.1f} GB")
-    for fused in arguments.fused.split(","):
-        ticks(flow, pool, sizes, int(fused))
+    for fused, group in product(arguments.fused.split(","), arguments.group.split(",")):
+        ticks(flow, pool, sizes, int(fused), int(group))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from lighttts.kernels.flow_linear import add_linear, erf_gelu, norm_linear
 
 FUSED_ROWS = 800
 """Frames up to which norms and sums are computed with the products next to them: 8 chunks in two halves."""
+GROUP = 1
+"""Chunks of a hop whose attention one program computes, reading their common past once. A power of two."""
 _ROWS = 4
 """Frames of one program of a norm."""
 _LED_ROWS = 8
@@ -32,44 +34,54 @@ def _page_offset(page, step, half, layer, strides_page, strides_step, strides_la
 @triton.jit
 def _attend(qkv, kv, out, table, count, length, step, ahead, layer, blocks, heads, longest, scale,
             by_page, by_step, by_layer, by_half,
-            FRAMES: tl.constexpr, SIZE: tl.constexpr, F: tl.constexpr, D: tl.constexpr):  # fmt: skip
+            GROUP: tl.constexpr, FRAMES: tl.constexpr, SIZE: tl.constexpr,
+            F: tl.constexpr, D: tl.constexpr):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
     block, half = row % blocks, row // blocks
-    frame, size = tl.arange(0, F), tl.arange(0, D)
-    inside = (frame[:, None] < FRAMES) & (size[None] < SIZE)
+    place_in_hop = tl.load(ahead + block)
+    if place_in_hop % GROUP > 0:
+        return  # the program of the chunk before computes this one too
+    members = 1
+    for other in tl.static_range(1, GROUP):
+        follows = tl.load(ahead + block + other, mask=block + other < blocks, other=0) == place_in_hop + other
+        members = tl.where(follows, other + 1, members)
+    member, frame, size = tl.arange(0, GROUP * F) // F, tl.arange(0, GROUP * F) % F, tl.arange(0, D)
+    inside = (frame[:, None] < FRAMES) & (member[:, None] < members) & (size[None] < SIZE)
     width = heads * SIZE
-    query = tl.load(
-        qkv + (row * FRAMES + frame[:, None]) * 3 * width + head * SIZE + size[None], mask=inside, other=0.0
-    )
-    pages, last, at = tl.load(count + block), tl.load(length + block), tl.load(step + block)
-    here = pages - 1 - tl.load(ahead + block)
-    top = tl.full([F], -float("inf"), tl.float32)
-    total = tl.zeros([F], tl.float32)
-    mixed = tl.zeros([F, D], tl.float32)
-    tile = (head * FRAMES + frame[:, None]) * SIZE + size[None]
-    for place in range(pages):
-        page = tl.load(table + block * longest + place)
-        known = tl.where(place == pages - 1, last, FRAMES)
-        real = (frame[:, None] < known) & (size[None] < SIZE)
-        paged = kv + _page_offset(page, at, half, layer, by_page, by_step, by_layer, by_half) + tile
+    own = qkv + ((row + member[:, None]) * FRAMES + frame[:, None]) * 3 * width + head * SIZE + size[None]
+    query = tl.load(own, mask=inside, other=0.0)
+    pages, at = tl.load(count + block), tl.load(step + block)
+    last = tl.load(length + block + members - 1)
+    pasts = table + (block + members - 1) * longest
+    column = tl.arange(0, F)
+    tile = (head * FRAMES + column[:, None]) * SIZE + size[None]
+    top = tl.full([GROUP * F], -float("inf"), tl.float32)
+    total = tl.zeros([GROUP * F], tl.float32)
+    mixed = tl.zeros([GROUP * F, D], tl.float32)
+    for place in range(pages + members - 1):
+        paged = kv + _page_offset(tl.load(pasts + place), at, half, layer, by_page, by_step, by_layer, by_half) + tile
         # What this batch computes is not read from pages, which other programs are writing.
-        fresh = qkv + ((row - pages + 1 + place) * FRAMES + frame[:, None]) * 3 * width + head * SIZE + size[None]
-        keys = tl.load(tl.where(place < here, paged, fresh + width), mask=real, other=0.0)
-        values = tl.load(tl.where(place < here, paged + width * FRAMES, fresh + 2 * width), mask=real, other=0.0)
+        fresh = qkv + ((row - pages + 1 + place) * FRAMES + column[:, None]) * 3 * width + head * SIZE + size[None]
+        known = tl.where(place == pages + members - 2, last, FRAMES)
+        real = (column[:, None] < known) & (size[None] < SIZE)
+        old = place < pages - 1 - place_in_hop
+        keys = tl.load(tl.where(old, paged, fresh + width), mask=real, other=0.0)
+        values = tl.load(tl.where(old, paged + width * FRAMES, fresh + 2 * width), mask=real, other=0.0)
         score = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
-        score = tl.where(frame[None] < known, score, -float("inf"))
+        seen = (column[None] < known) & (place < pages + member[:, None])
+        score = tl.where(seen, score, -float("inf"))
         higher = tl.maximum(top, tl.max(score, 1))
         weight = tl.exp2(score - higher[:, None])
         shrink = tl.exp2(top - higher)
         total = total * shrink + tl.sum(weight, 1)
         mixed = mixed * shrink[:, None] + tl.dot(weight.to(values.dtype), values, input_precision="ieee")
         top = higher
-    own = qkv + (row * FRAMES + frame[:, None]) * 3 * width + head * SIZE + size[None]
-    page = tl.load(table + block * longest + pages - 1)
-    left = kv + _page_offset(page, at, half, layer, by_page, by_step, by_layer, by_half) + tile
+    page = tl.load(pasts + pages - 1 + member, mask=member < members, other=0)[:, None]
+    left = kv + _page_offset(page, at, half, layer, by_page, by_step, by_layer, by_half)
+    left += (head * FRAMES + frame[:, None]) * SIZE + size[None]
     tl.store(left, tl.load(own + width, mask=inside), mask=inside)
     tl.store(left + width * FRAMES, tl.load(own + 2 * width, mask=inside), mask=inside)
-    goal = out + (row * FRAMES + frame[:, None]) * width + head * SIZE + size[None]
+    goal = out + ((row + member[:, None]) * FRAMES + frame[:, None]) * width + head * SIZE + size[None]
     tl.store(goal, (mixed / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
 
@@ -169,7 +181,7 @@ class TritonOps:
         scale = size**-0.5 * 1.4426950408889634  # exp(x) is 2 ** (x log2 e)
         _attend[(rows, heads)](
             qkv, kv, out, blocks.table, blocks.count, blocks.length, blocks.step, blocks.ahead, layer, count, heads,
-            blocks.table.size(1), scale, *strides, **sizes, num_warps=4, num_stages=2,
+            blocks.table.size(1), scale, *strides, **sizes, GROUP=GROUP, num_warps=4 * GROUP, num_stages=2,
         )  # fmt: skip
         return out
 

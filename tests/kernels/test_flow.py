@@ -11,17 +11,17 @@ from lighttts.engine.flow_pages import Blocks
 from lighttts.kernels import flow
 from lighttts.kernels.flow import TritonOps
 
-PAGES, STEPS, LAYERS, HALVES, TAIL = 9, 3, 2, 2, 2
+PAGES, STEPS, LAYERS, HALVES, TAIL = 12, 3, 2, 2, 2
 BLOCKS = Blocks(
-    page=torch.tensor([4, 5, 8]),
-    before=torch.tensor([3, 4, 0]),
-    table=torch.tensor([[3, 4, 0, 0], [3, 4, 5, 0], [8, 0, 0, 0]]),
-    count=torch.tensor([2, 3, 1]),
-    length=torch.tensor([6, 6, 5]),
-    step=torch.tensor([2, 2, 0]),
-    ahead=torch.tensor([0, 1, 0]),
+    page=torch.tensor([4, 5, 9, 8, 10]),
+    before=torch.tensor([3, 4, 5, 0, 8]),
+    table=torch.tensor([[3, 4, 0, 0], [3, 4, 5, 0], [3, 4, 5, 9], [8, 0, 0, 0], [8, 10, 0, 0]]),
+    count=torch.tensor([2, 3, 4, 1, 2]),
+    length=torch.tensor([6, 6, 6, 6, 5]),
+    step=torch.tensor([2, 2, 2, 0, 0]),
+    ahead=torch.tensor([0, 1, 2, 0, 1]),
 )
-"""A request's second and third chunk at the last step, and another's first and only one, not full, at the first."""
+"""A request's second to fourth chunk at the last step, and another's first and its last, not full, at the first."""
 FRAMES = 6
 
 
@@ -34,11 +34,13 @@ def same(ours: Tensor, reference: Tensor) -> bool:
     return torch.allclose(ours, reference, atol=1e-5)
 
 
+@pytest.mark.parametrize("group", [1, 2, 4])
 @pytest.mark.parametrize(("heads", "size"), [(2, 8), (1, 64), (3, 20)])
-def test_attention_sees_the_past_and_the_chunk_and_leaves_its_keys_and_values(heads, size):
+def test_attention_sees_the_past_and_the_chunk_and_leaves_its_keys_and_values(heads, size, group, monkeypatch):
+    monkeypatch.setattr(flow, "GROUP", group)
     kv = torch.randn(PAGES, STEPS, LAYERS, HALVES, 2, heads, FRAMES, size)
     mine, theirs = kv.clone(), kv.clone()
-    qkv = torch.randn(HALVES * 3, FRAMES, 3 * heads * size)
+    qkv = torch.randn(HALVES * len(BLOCKS.page), FRAMES, 3 * heads * size)
     ours = TritonOps().attend(qkv, mine, 1, BLOCKS)
     assert same(ours, TorchOps().attend(qkv, theirs, 1, BLOCKS))
     assert torch.equal(mine, theirs)
@@ -78,7 +80,7 @@ def test_a_product_is_added_in_place(width, columns):
 def test_frames_unfold_behind_the_chunk_before_in_the_batch_or_in_its_page(channels):
     tails = torch.randn(PAGES, STEPS, HALVES, TAIL, 40)
     mine, theirs = tails.clone(), tails.clone()
-    x = torch.randn(HALVES * 3, FRAMES, channels)
+    x = torch.randn(HALVES * len(BLOCKS.page), FRAMES, channels)
     assert same(TritonOps().unfold(x, mine, 7, BLOCKS), TorchOps().unfold(x, theirs, 7, BLOCKS))
     assert torch.equal(mine, theirs)
     assert not torch.equal(mine, tails)
@@ -87,7 +89,7 @@ def test_frames_unfold_behind_the_chunk_before_in_the_batch_or_in_its_page(chann
 @pytest.mark.parametrize("width", [16, 20])
 @pytest.mark.parametrize("by_step", [True, False])
 def test_mish_of_a_norm_and_what_is_added(width, by_step):
-    x = 5 * torch.randn(HALVES * 3, FRAMES, width)
+    x = 5 * torch.randn(HALVES * len(BLOCKS.page), FRAMES, width)
     norm = Norm(9 * torch.randn(width), torch.randn(width))
     add, step = (torch.randn(STEPS, width), BLOCKS.step) if by_step else (torch.randn_like(x), None)
     ours = TritonOps().norm_mish(x, norm, add, step)
