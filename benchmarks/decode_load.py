@@ -3,9 +3,9 @@
     python -m benchmarks.decode_load FOLDER [--rate 40,80,120]
 
 FOLDER is a model directory (benchmarks/make_model.py). Each request is 125 tokens with a prompt of 75, whose pages are
-shared, fed in frames of 5, a token each `--token-ms`. First audio counts from the time the first hop's tokens are there.
-Tells too how many requests a second end, whether any would run dry, and how the host spends its time: in the engine's
-steps, of that waiting for the GPU, and how many chunks a tick has.
+shared, fed in frames of 5, a token each `--token-ms`. First audio counts from the time at which the first hop's tokens
+are there. Tells too how many requests a second end, whether any would run dry, and how the host spends its time: in the
+engine's steps, of that waiting for the GPU, and how many chunks a tick has.
 """
 
 from __future__ import annotations
