@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import socket
@@ -29,6 +30,7 @@ def _channel() -> socket.socket:
     """Made once: a watchdog must be told also while no descriptor is left."""
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     channel.setblocking(False)
+    atexit.register(channel.close)
     return channel
 
 
