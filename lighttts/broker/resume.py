@@ -31,12 +31,16 @@ LIVES = 2**16 // ATTEMPTS_A_LIFE
 
 @dataclass(slots=True)
 class Asked:
-    """A client that waits for its request to go on; `asked` is when the record was last asked for."""
+    """A client that waits for its request to go on; `asked` is when the record was last asked for.
+
+    One that has cancelled it waits no longer, but the record is still to come, and to go.
+    """
 
     client: bytes
     message: Resume
     since: float
     asked: float
+    cancelled: bool = False
 
 
 class Resumption:
@@ -54,7 +58,7 @@ class Resumption:
         """A client wants to go on. If this broker still works on the request, for a lost connection, it ends that."""
         known = self._board.requests.get(message.request_id)
         if known and self._board.stranger(client, self._board.who(known.client)):
-            self._refuse(client, message.request_id)
+            self._unknown(client, message.request_id)
             return
         if known and known.state in (State.FAILED, State.CANCELLED):
             self._step.add(Reply(Channel.CLIENTS, client, known.farewell))
@@ -79,23 +83,26 @@ class Resumption:
         """A client does not wait for its request any longer."""
         asked = self._asked.get(request_id)
         if asked and asked.client == client:
-            del self._asked[request_id]
+            asked.cancelled = True
 
     def fetched(self, request_id: str, found: Found, now: float) -> None:
         """The record has come, or there is none, or it cannot be had now."""
         asked = self._asked.get(request_id)
         if asked is None and isinstance(found, Saved) and request_id not in self._board.requests:
-            # It is this broker's now, and nobody waits for it any more.
-            self._step.add(DeleteRequest(request_id))
+            # Asked for twice, say, and parked in between: it is this broker's now, and its client may yet come back.
+            self._step.add(ReleaseRequest(request_id))
         if asked is None or found is Claim.FOREIGN:
             return
         del self._asked[request_id]
         if not isinstance(found, Saved):
-            self._refuse(asked.client, request_id)
+            self._refuse(asked, request_id)
             return
         if self._board.stranger(asked.client, found.client):
             self._step.add(ReleaseRequest(request_id))
-            self._refuse(asked.client, request_id)
+            self._refuse(asked, request_id)
+            return
+        if asked.cancelled:
+            self._step.add(DeleteRequest(request_id))
             return
         try:
             request = self._request(asked, found, now)
@@ -116,12 +123,16 @@ class Resumption:
         for request_id, asked in tuple(self._asked.items()):
             if now - asked.since >= FETCH_LIMIT_S:
                 del self._asked[request_id]
-                self._refuse(asked.client, request_id)
+                self._refuse(asked, request_id)
             elif now - asked.asked >= FETCH_INTERVAL_S:
                 asked.asked = now
                 self._step.add(Fetch(request_id))
 
-    def _refuse(self, client: bytes, request_id: str) -> None:
+    def _refuse(self, asked: Asked, request_id: str) -> None:
+        if not asked.cancelled:
+            self._unknown(asked.client, request_id)
+
+    def _unknown(self, client: bytes, request_id: str) -> None:
         text = "the broker knows nothing of this request: send it again"
         refuse(self._step, client, request_id, UnknownRequest(text))
 

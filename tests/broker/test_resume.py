@@ -9,6 +9,7 @@ import pytest
 
 from lighttts.broker.instructions import Fetch, Metric
 from lighttts.broker.outbox import Channel
+from lighttts.broker.quota import KEYED
 from lighttts.broker.state import Claim, Saved
 from lighttts.transport import wire
 from tests.broker.harness import CLIENT, SAMPLE_RATE, Harness, audio, encoded, synth, tokens
@@ -198,6 +199,33 @@ def test_credit_given_while_the_record_is_fetched_counts() -> None:
     harness.say(replace(RESUME, credit=0), wire.Credit("r1", 2), client=BACK)
     harness.fetch()
     assert [type(message) for message in harness.take(BACK)] == [wire.Tokens, wire.Tokens]
+
+
+def test_nobody_cancels_what_another_key_asked_for() -> None:
+    keys = {CLIENT: KEYED + b"alice", BACK: KEYED + b"mallory"}
+    harness = Harness(who=keys.__getitem__)
+    harness.stack()
+    harness.say(synth())
+    harness.gone.add(CLIENT)
+    harness.carry_out(harness.core.gone(Channel.CLIENTS, CLIENT, harness.now))
+    harness.say(RESUME, wire.Cancel("r1"), client=BACK)
+    harness.fetch()
+    assert harness.store.requests
+
+
+def test_a_record_that_comes_when_its_request_is_parked_again_is_kept_for_the_client() -> None:
+    harness = Harness()
+    harness.stack()
+    harness.say(synth())
+    harness.say(RESUME, client=BACK)
+    harness.fetch()
+    harness.gone.add(BACK)
+    harness.carry_out(harness.core.gone(Channel.CLIENTS, BACK, harness.now))
+    harness.fetch()
+    assert harness.free
+    harness.say(RESUME, client=CLIENT)
+    harness.fetch()
+    assert not harness.free
 
 
 def test_a_request_cancelled_while_its_record_is_fetched_does_not_go_on() -> None:
