@@ -66,7 +66,8 @@ class Resumption:
             return
         if known:
             self._endings.park(known, now)
-        if len(self._asked) + len(self._board.requests.live) >= MOST * self._board.settings.max_requests:
+        room = MOST * self._board.settings.max_requests - len(self._board.requests.live)
+        if message.request_id not in self._asked and len(self._asked) >= room:
             text = "too many requests wait to go on: try again later"
             refuse(self._step, client, message.request_id, Overloaded(text, retry_after=FETCH_INTERVAL_S))
             return

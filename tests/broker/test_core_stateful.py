@@ -484,6 +484,7 @@ class Broker(RuleBasedStateMachine):
                 if request.last_word:
                     self._say(request, wire.EndAck(request.id))
         assert all(request.last_word or request.gone for request in self.requests.values())
+        self.harness.store.catch_up()
         self.harness.store.expire(*self.harness.store.orphans)
         assert self.harness.free
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lighttts.broker.endings import MOST
 from lighttts.broker.instructions import Fetch, Metric
 from lighttts.broker.outbox import Channel
 from lighttts.broker.quota import KEYED
@@ -199,6 +200,17 @@ def test_credit_given_while_the_record_is_fetched_counts() -> None:
     harness.say(replace(RESUME, credit=0), wire.Credit("r1", 2), client=BACK)
     harness.fetch()
     assert [type(message) for message in harness.take(BACK)] == [wire.Tokens, wire.Tokens]
+
+
+def test_who_comes_back_once_more_takes_its_own_place_among_those_that_wait() -> None:
+    harness = Harness(max_requests=1)
+    harness.stack()
+    for number in range(MOST):
+        assert harness.say(replace(RESUME, request_id=f"r{number}")) == []
+    (error,) = harness.say(replace(RESUME, request_id="one too many"), client=BACK)
+    assert isinstance(error, wire.Error)
+    assert error.code == "overloaded"
+    assert harness.say(replace(RESUME, request_id="r0"), client=BACK) == []
 
 
 def test_nobody_cancels_what_another_key_asked_for() -> None:
