@@ -22,18 +22,20 @@ class Captures:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        # The libraries' scratch memory is a stream's. Graphs captured on one stream would write over each other's when
+        # they are replayed side by side, as those of the language model and of the flow are.
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def capture(self, function: Callable[[], Result]) -> Callable[[], Result]:
         """A replay of `function`, which runs a few times before."""
         # Libraries allocate and choose kernels at their first calls, which must not be captured.
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(WARMUPS):
                 function()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             result = function()
 
         def replay() -> Result:
