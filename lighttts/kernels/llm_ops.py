@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lighttts.engine import llm_state
 from lighttts.engine.kv_cache import KVCache
 from lighttts.engine.llm_ops import TILE
-from lighttts.kernels import llm_attend, llm_draw, llm_layers, llm_linear
+from lighttts.kernels import llm_attend, llm_draw, llm_layers
 from lighttts.models.llm import SpeechLM
 
 _LOG2_E = 1.4426950408889634
@@ -18,19 +18,6 @@ _LOG2_E = 1.4426950408889634
 _GATE_BLOCK = 1024
 _LEAST = 16
 """Least side of a tile in a product."""
-_NARROW, _WIDE = 16, 32
-"""Columns of a program of a product with a matrix of few columns and of many."""
-_MANY = 2048
-"""Columns from which on a matrix has many."""
-FEW_ROWS = 32
-"""Up to which products with matrices are kernels of ours: each of their programs reads all rows."""
-
-
-def _blocks(x: Tensor, columns: int, width: int) -> dict[str, int]:
-    """How a product of few rows is divided; of the matrix as much is on its way at a time as there is room for."""
-    rows = max(_LEAST, triton.next_power_of_2(len(x)))
-    stages = 3 if x.element_size() > 2 else 6 if rows <= 32 else 4
-    return {"BM": rows, "BN": columns, "BK": width, "num_stages": stages}
 
 
 def _draw_sizes(model: SpeechLM) -> dict[str, float]:
@@ -76,7 +63,6 @@ class TritonOps:
         }
         self._scale = config.head_width**-0.5 * _LOG2_E
         self._group = triton.next_power_of_2(config.heads // config.kv_heads)
-        self.few_rows = FEW_ROWS
         self.attend_options = {"BLOCK": 64, "num_warps": 4, "num_stages": 3}
         """How `attend` is compiled."""
         self._draw_sizes = _draw_sizes(model)
@@ -92,43 +78,17 @@ class TritonOps:
         return x, positions
 
     def norm_linear(self, x: Tensor, norm: Tensor, linear: nn.Linear) -> Tensor:
-        if not self._few(x):
-            return F.linear(self._normed(x, norm), linear.weight, linear.bias)
-        columns, width = linear.weight.shape
-        out = x.new_empty(len(x), columns)
-        block, step = (_NARROW, 128) if columns < _MANY else (_WIDE, 64)
-        llm_linear.norm_linear[(triton.cdiv(columns, block),)](
-            x, norm, linear.weight, linear.bias, out, len(x),
-            EPSILON=self._epsilon, COLUMNS=columns, WIDTH=width, **_blocks(x, block, step),
-        )  # fmt: skip
-        return out
+        return F.linear(self._normed(x, norm), linear.weight, linear.bias)
 
     def norm_gate(self, x: Tensor, norm: Tensor, linear: nn.Linear) -> Tensor:
-        columns, width = linear.weight.shape[0] // 2, linear.weight.shape[1]
-        out = x.new_empty(len(x), columns)
-        if self._few(x):
-            llm_linear.norm_gate[(triton.cdiv(columns, _WIDE),)](
-                x, norm, linear.weight, out, len(x),
-                EPSILON=self._epsilon, COLUMNS=columns, WIDTH=width, **_blocks(x, _WIDE, 64),
-            )  # fmt: skip
-            return out
         both = F.linear(self._normed(x, norm), linear.weight)
+        columns = both.size(1) // 2
+        out = x.new_empty(len(x), columns)
         llm_layers.gate[(len(x), triton.cdiv(columns, _GATE_BLOCK))](both, out, INNER=columns, BLOCK=_GATE_BLOCK)
         return out
 
     def add_linear(self, x: Tensor, y: Tensor, linear: nn.Linear) -> None:
-        columns, width = linear.weight.shape
-        if not self._few(x):
-            x.addmm_(y, linear.weight.T)
-            return
-        llm_linear.add_linear[(triton.cdiv(columns, _NARROW),)](
-            x, y, linear.weight, len(x),
-            COLUMNS=columns, WIDTH=width, **_blocks(x, _NARROW, 256),
-        )  # fmt: skip
-
-    def _few(self, x: Tensor) -> bool:
-        """Whether products are kernels of ours. What they round before it is normed may be too large for float16."""
-        return len(x) <= self.few_rows and x.dtype != torch.float16
+        x.addmm_(y, linear.weight.T)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         rows, width = x.shape

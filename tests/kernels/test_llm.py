@@ -85,8 +85,8 @@ def test_attention_of_tiles_is_causal_and_goes_on_from_what_is_prefilled(heads: 
     both.caches_agree()
 
 
-MATRICES = [(1, 1, 1), (5, 72, 40), (32, 96, 2100), (30, 896, 33), (33, 64, 96)]
-"""Rows, width and columns; of more rows than 32 the products are the library's."""
+MATRICES = [(1, 1, 1), (5, 72, 40), (32, 96, 2100), (33, 64, 96)]
+"""Rows, width and columns."""
 
 
 @pytest.mark.parametrize(("rows", "width", "columns"), MATRICES)
