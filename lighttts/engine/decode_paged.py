@@ -30,6 +30,9 @@ from lighttts.models.hift_stream import VocoderHop, VocoderResult, vocode
 
 AHEAD = 2
 """Solver steps given to the GPU before the host waits for the first of them."""
+CROWD, GATHER = 16, 3
+"""With so many chunks under way, new ones join at every third step: features of four hops, and later their audio, take
+the GPU little longer than those of one."""
 WAVE = 8
 """Chunks of a past that are computed again at once."""
 LARGEST_HOP = 7
@@ -78,6 +81,7 @@ class PagedDecodeEngine(DecodeStreams):
         self._behind: deque[Moment] = deque()
         self._joins, self._vocoding = SideStream(flow.device), SideStream(flow.device)
         self._joining: dict[FlowTask, Owner] = {}
+        self._gathering = 0
 
     @property
     def busy(self) -> bool:
@@ -118,7 +122,8 @@ class PagedDecodeEngine(DecodeStreams):
         wordless = self._finish_wordless()
         for step in wordless:
             self._forget(self._tracks.pop(step.key))
-        self._admit()
+        if self._joins_due():
+            self._admit()
         if self._running:
             self._finish(self._batch.tick(list(self._running)))
             self._keep_pace()
@@ -128,6 +133,13 @@ class PagedDecodeEngine(DecodeStreams):
         self._joining = {}
         arrivals = self._outgoing.arrivals(wait=not (self._running or wordless))
         return wordless + [self._hand_out(made) for made in arrivals if made.track in self._tracks.values()]
+
+    def _joins_due(self) -> bool:
+        self._gathering += 1
+        due = self._gathering >= GATHER or sum(task.chunks for task in self._running) < CROWD
+        if due:
+            self._gathering = 0
+        return due
 
     # ---- what to compute ------------------------------------------------------------------------------------------
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from lighttts.engine.decode_paged import LARGEST_HOP, PagedDecodeEngine
+from lighttts.engine.decode_paged import CROWD, GATHER, LARGEST_HOP, PagedDecodeEngine
 from lighttts.engine.decode_stream import VoicePrompt
 from lighttts.engine.decode_track import NEAR_DRY_S
 from lighttts.engine.flow_pages import RESERVED
@@ -134,6 +136,28 @@ def test_a_stream_about_to_run_dry_goes_before_a_first_chunk_and_one_with_audio_
     new.open(engine, "new")
     engine.feed("new", new.tokens, True)
     assert drain(engine)[0].key == first
+
+
+def test_a_crowd_lets_those_that_come_join_together():
+    engine = PagedDecodeEngine(*models(), max_streams=200, slots=64, pages=RESERVED + 200, clock=Clock())
+    numbers = count()
+
+    def come() -> None:
+        key, request = next(numbers), Request(0, 0, 25)
+        request.open(engine, key)
+        engine.feed(key, request.tokens, True)
+
+    while engine.free_slots > 64 - CROWD:
+        come()
+        come()
+        engine.step()
+    for _ in range(GATHER):
+        come()
+        engine.step()
+    ended = []
+    while engine.busy:
+        ended += [steps] if (steps := engine.step()) else []
+    assert len(ended[-1]) > 1
 
 
 def test_what_cannot_be_served_is_refused():
