@@ -124,7 +124,7 @@ class LLMConfig(_Section):
     slots: Annotated[int, Field(ge=1, le=4096)] = 32
     max_length: Annotated[int, Field(ge=64)] = 4096
     prefill_tokens: Annotated[int, Field(ge=64)] = 4096
-    step_ms: Annotated[float, Field(ge=0, le=20)] = 3.0
+    step_ms: Annotated[float, Field(ge=0, le=20)] = 6.0
     threads: Annotated[int, Field(ge=1)] = 1
     metrics_port: Port | None = 9572
 

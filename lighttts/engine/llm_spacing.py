@@ -2,8 +2,8 @@
 
 A step takes almost as long for one request as for forty: reading the weights is what takes the time. Steps launched as
 fast as they go keep few requests in the engine and the GPU busy with them; spaced steps let requests gather, each step
-makes more tokens, and the time between is the decode worker's. Speech needs 25 tokens a second; with 3 ms from step to
-step a request still gets 333.
+makes more tokens, and the time between is the decode worker's. Speech needs 25 tokens a second; with 6 ms from step to
+step a request still gets 167, the first 28 of which it waits for.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-_GATHERED = 12
-"""Requests from which on the whole time is waited; of fewer, a share."""
+_RAMPS = ((0, 12), (32, 64))
+"""Between these numbers of requests the time grows: by one half, from nothing, and by the other half. Few requests run
+as fast as they go, a load that leaves the GPU idle at times at half the whole time, and a crowd waits all of it."""
 
 
 class Spacing:
@@ -28,6 +29,7 @@ class Spacing:
         If the engine is `full` and requests wait for a slot, there is nothing to gather.
         """
         now = self._clock()
-        due = self._began + self._seconds * min(active / _GATHERED, 1.0)
+        grown = sum(min(max(active - begin, 0) / (end - begin), 1.0) for begin, end in _RAMPS)
+        due = self._began + self._seconds * grown / len(_RAMPS)
         self._began = now if full else max(now, due)
         return self._began - now
