@@ -5,13 +5,15 @@
 FOLDER is a model directory (benchmarks/make_model.py). Each request is 125 tokens with a prompt of 75, whose pages are
 shared, fed in frames of 5, a token each `--token-ms`. First audio counts from the time at which the first hop's tokens
 are there. Tells too how many requests a second end, whether any would run dry, and how the host spends its time: in the
-engine's steps, of that waiting for the GPU, and how many chunks a tick has.
+engine's steps, of that waiting for the GPU, and how many chunks a tick has. `--profile` adds the kernels that take most
+of the GPU's time at the last rate.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +124,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=64, help="chunks at once")
     parser.add_argument("--pages", type=int, default=350)
     parser.add_argument("--token-ms", type=float, default=3.0)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
     options = parser.parse_args()
@@ -144,6 +147,20 @@ def main() -> None:
     print("  rate  requests/s  first audio p50/p90/p99 ms  dry  stepping  waiting  chunks a tick")
     for rate in options.rate.split(","):
         print(load(engine, voice, float(rate), options.seconds, options.token_ms / 1e3), flush=True)
+    if options.profile:
+        profile(lambda: load(engine, voice, float(rate), 2.0, options.token_ms / 1e3))
+
+
+def profile(run: Callable[[], str]) -> None:
+    """Of each kernel, how many there are a second and the share of the time in which it runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        began = clock()
+        run()
+        seconds = clock() - began
+    rows = sorted(seen.key_averages(), key=lambda row: -row.self_device_time_total)
+    print(f"all kernels {sum(row.self_device_time_total for row in rows) / 1e6 / seconds:.0%} of the time")
+    for row in rows[:24]:
+        print(f"{row.self_device_time_total / 1e6 / seconds:7.1%}{row.count / seconds:9.0f}/s  {row.key[:80]}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +60,10 @@ def floor_ms(flow: CausalMaskedDiffWithXvec, blocks: int) -> tuple[float, float]
     return 1e3 * operations / RATE, 1e3 * flow.dtype.itemsize * (weights + past) / BANDWIDTH
 
 
-def ticks(flow: CausalMaskedDiffWithXvec, pool: PagePool, sizes: list[int], fused: int, group: int) -> None:
-    kernels.FUSED_ROWS, kernels.GROUP = fused, group
+def ticks(flow: CausalMaskedDiffWithXvec, pool: PagePool, sizes: list[int], stages: int) -> None:
+    kernels.ATTEND_STAGES = stages
     batch = FlowBatch(flow, pool, max(sizes))
-    print(f"norms and sums within products up to {fused} frames, attention of {group} chunks a program")
+    print(f"attention with {stages} tiles on their way")
     print("chunks   ms a step   operations   bytes   features ms")
     for size in sizes:
         began = time.monotonic()
@@ -143,11 +142,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Times the packed flow on a GPU.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sizes", default="1,2,4,8,16,32,48,64")
-    parser.add_argument(
-        "--fused", default=str(kernels.FUSED_ROWS), help="frames up to which norms are fused: 0,800,..."
-    )
-    group = str(kernels.GROUP)
-    parser.add_argument("--group", default=group, help="chunks whose attention one program computes: 1,2,4")
+    stages = str(kernels.ATTEND_STAGES)
+    parser.add_argument("--stages", default=stages, help="tiles that attention has on their way: 2,3,4")
     parser.add_argument("--no-check", action="store_true")
     arguments = parser.parse_args()
     directory = ModelDirectory.open(arguments.folder)
@@ -165,8 +161,8 @@ def main() -> None:
     flow = load_flow(directory, "cuda", torch.bfloat16)
     pool = PagePool(flow, RESERVED + 8 * max(sizes) // 2)
     print(f"page {PagePool.page_bytes(flow) / 1e6:.1f} MB, pool {torch.cuda.memory_allocated() / 1e9:.1f} GB")
-    for fused, group in product(arguments.fused.split(","), arguments.group.split(",")):
-        ticks(flow, pool, sizes, int(fused), int(group))
+    for stages in arguments.stages.split(","):
+        ticks(flow, pool, sizes, int(stages))
 
 
 if __name__ == "__main__":

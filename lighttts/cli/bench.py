@@ -69,6 +69,9 @@ def run(options: argparse.Namespace) -> int:
         summary = _measure(options, task, load)
         summaries.append(summary)
         print(_row(summary), flush=True)
+        if summary.failures:
+            failures = ", ".join(f"{count} x {code}" for code, count in summary.failures.items())
+            print(f"  failed: {failures}", flush=True)
         if options.json:
             options.json.write_text(json.dumps([asdict(summary) for summary in summaries], indent=1) + "\n")
         if options.plot:
