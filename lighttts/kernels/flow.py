@@ -9,79 +9,70 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from lighttts.engine.flow_ops import EPSILON, Linear, Norm
 from lighttts.engine.flow_pages import Blocks
-from lighttts.kernels.flow_linear import add_linear, erf_gelu, norm_linear
 
-FUSED_ROWS = 800
-"""Frames up to which norms and sums are computed with the products next to them: 8 chunks in two halves."""
-GROUP = 1
-"""Chunks of a hop whose attention one program computes, reading their common past once. A power of two."""
+ATTEND_STAGES = 3
+"""Tiles of keys and values that a program of attention has on their way or at hand."""
 _ROWS = 4
 """Frames of one program of a norm."""
 _LED_ROWS = 8
 """Frames of one program of `_unfold`."""
-_ELEMENTS = 1024
-"""Numbers of one program of an elementwise kernel."""
 
 
 @triton.jit
-def _page_offset(page, step, half, layer, strides_page, strides_step, strides_layer, strides_half):
-    return page * strides_page + step * strides_step + layer * strides_layer + half * strides_half
+def _mix(query, keys, values, known, column, scale, top, total, mixed):
+    """The running maximum, sum and mixture of values after one more tile, of which the first `known` are real."""
+    score = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+    score = tl.where(column[None] < known, score, -float("inf"))
+    higher = tl.maximum(top, tl.max(score, 1))
+    weight = tl.exp2(score - higher[:, None])
+    shrink = tl.exp2(top - higher)
+    total = total * shrink + tl.sum(weight, 1)
+    mixed = tl.dot(weight.to(values.dtype), values, mixed * shrink[:, None], input_precision="ieee")
+    return higher, total, mixed
 
 
 @triton.jit
-def _attend(qkv, kv, out, table, count, length, step, ahead, layer, blocks, heads, longest, scale,
+def _attend(qkv, kv, out, table, count, length, step, ahead, layer, blocks, longest, scale,
             by_page, by_step, by_layer, by_half,
-            GROUP: tl.constexpr, FRAMES: tl.constexpr, SIZE: tl.constexpr,
-            F: tl.constexpr, D: tl.constexpr):  # fmt: skip
+            HEADS: tl.constexpr, FRAMES: tl.constexpr, SIZE: tl.constexpr,
+            F: tl.constexpr, D: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    WIDTH: tl.constexpr = HEADS * SIZE
+    VALUES: tl.constexpr = HEADS * FRAMES * SIZE
     row, head = tl.program_id(0), tl.program_id(1)
     block, half = row % blocks, row // blocks
-    place_in_hop = tl.load(ahead + block)
-    if place_in_hop % GROUP > 0:
-        return  # the program of the chunk before computes this one too
-    members = 1
-    for other in tl.static_range(1, GROUP):
-        follows = tl.load(ahead + block + other, mask=block + other < blocks, other=0) == place_in_hop + other
-        members = tl.where(follows, other + 1, members)
-    member, frame, size = tl.arange(0, GROUP * F) // F, tl.arange(0, GROUP * F) % F, tl.arange(0, D)
-    inside = (frame[:, None] < FRAMES) & (member[:, None] < members) & (size[None] < SIZE)
-    width = heads * SIZE
-    own = qkv + ((row + member[:, None]) * FRAMES + frame[:, None]) * 3 * width + head * SIZE + size[None]
+    frame, size, column = tl.arange(0, F)[:, None], tl.arange(0, D)[None], tl.arange(0, F)
+    inside = (frame < FRAMES) & (size < SIZE)
+    own = qkv + (row * FRAMES + frame) * 3 * WIDTH + head * SIZE + size
     query = tl.load(own, mask=inside, other=0.0)
-    pages, at = tl.load(count + block), tl.load(step + block)
-    last = tl.load(length + block + members - 1)
-    pasts = table + (block + members - 1) * longest
-    column = tl.arange(0, F)
-    tile = (head * FRAMES + column[:, None]) * SIZE + size[None]
-    top = tl.full([GROUP * F], -float("inf"), tl.float32)
-    total = tl.zeros([GROUP * F], tl.float32)
-    mixed = tl.zeros([GROUP * F, D], tl.float32)
-    for place in range(pages + members - 1):
-        paged = kv + _page_offset(tl.load(pasts + place), at, half, layer, by_page, by_step, by_layer, by_half) + tile
-        # What this batch computes is not read from pages, which other programs are writing.
-        fresh = qkv + ((row - pages + 1 + place) * FRAMES + column[:, None]) * 3 * width + head * SIZE + size[None]
-        known = tl.where(place == pages + members - 2, last, FRAMES)
-        real = (column[:, None] < known) & (size[None] < SIZE)
-        old = place < pages - 1 - place_in_hop
-        keys = tl.load(tl.where(old, paged, fresh + width), mask=real, other=0.0)
-        values = tl.load(tl.where(old, paged + width * FRAMES, fresh + 2 * width), mask=real, other=0.0)
-        score = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
-        seen = (column[None] < known) & (place < pages + member[:, None])
-        score = tl.where(seen, score, -float("inf"))
-        higher = tl.maximum(top, tl.max(score, 1))
-        weight = tl.exp2(score - higher[:, None])
-        shrink = tl.exp2(top - higher)
-        total = total * shrink + tl.sum(weight, 1)
-        mixed = mixed * shrink[:, None] + tl.dot(weight.to(values.dtype), values, input_precision="ieee")
-        top = higher
-    page = tl.load(pasts + pages - 1 + member, mask=member < members, other=0)[:, None]
-    left = kv + _page_offset(page, at, half, layer, by_page, by_step, by_layer, by_half)
-    left += (head * FRAMES + frame[:, None]) * SIZE + size[None]
-    tl.store(left, tl.load(own + width, mask=inside), mask=inside)
-    tl.store(left + width * FRAMES, tl.load(own + 2 * width, mask=inside), mask=inside)
-    goal = out + ((row + member[:, None]) * FRAMES + frame[:, None]) * width + head * SIZE + size[None]
+    fresh = tl.load(ahead + block)
+    old = tl.load(count + block) - 1 - fresh
+    pasts = table + block * longest
+    tile = kv + tl.load(step + block) * by_step + layer * by_layer + half * by_half
+    tile += (head * FRAMES + frame) * SIZE + size
+    top = tl.full([F], -float("inf"), tl.float32)
+    total = tl.zeros([F], tl.float32)
+    mixed = tl.zeros([F, D], tl.float32)
+    for place in tl.range(old, num_stages=STAGES):
+        page = tile + tl.load(pasts + place) * by_page
+        keys = tl.load(page, mask=inside, other=0.0)
+        values = tl.load(page + VALUES, mask=inside, other=0.0)
+        top, total, mixed = _mix(query, keys, values, FRAMES, column, scale, top, total, mixed)
+    # What this batch computes is not read from pages, which other programs are writing.
+    known = tl.load(length + block)
+    for place in tl.range(fresh + 1, num_stages=STAGES):
+        chunk = own - (fresh - place) * (FRAMES * 3 * WIDTH)
+        keys = tl.load(chunk + WIDTH, mask=inside, other=0.0)
+        values = tl.load(chunk + 2 * WIDTH, mask=inside, other=0.0)
+        real = tl.where(place == fresh, known, FRAMES)
+        top, total, mixed = _mix(query, keys, values, real, column, scale, top, total, mixed)
+    left = tile + tl.load(pasts + old + fresh) * by_page
+    tl.store(left, tl.load(own + WIDTH, mask=inside), mask=inside)
+    tl.store(left + VALUES, tl.load(own + 2 * WIDTH, mask=inside), mask=inside)
+    goal = out + (row * FRAMES + frame) * WIDTH + head * SIZE + size
     tl.store(goal, (mixed / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
 
@@ -129,13 +120,6 @@ def _norm_mish(x, add, out, weight, bias, step, rows, blocks, frames, epsilon,
 
 
 @triton.jit
-def _gelu(x, count, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(x + place, mask=place < count, other=0.0).to(tl.float32)
-    tl.store(x + place, erf_gelu(value).to(x.dtype.element_ty), mask=place < count)
-
-
-@triton.jit
 def _unfold(x, tails, out, page, before, step, ahead, first, blocks,
             by_page, by_step, by_half, by_tail,
             FRAMES: tl.constexpr, CHANNELS: tl.constexpr, C: tl.constexpr,
@@ -175,40 +159,28 @@ class TritonOps:
         rows, frames, tripled = qkv.shape
         heads, size = kv.size(5), kv.size(7)
         strides = kv.stride(0), kv.stride(1), kv.stride(2), kv.stride(3)
-        sizes = {"FRAMES": frames, "SIZE": size, "F": _power(frames), "D": _power(size)}
-        count = len(blocks.page)
         out = qkv.new_empty(rows, frames, tripled // 3)
         scale = size**-0.5 * 1.4426950408889634  # exp(x) is 2 ** (x log2 e)
         _attend[(rows, heads)](
-            qkv, kv, out, blocks.table, blocks.count, blocks.length, blocks.step, blocks.ahead, layer, count, heads,
-            blocks.table.size(1), scale, *strides, **sizes, GROUP=GROUP, num_warps=4 * GROUP, num_stages=2,
+            qkv, kv, out, blocks.table, blocks.count, blocks.length, blocks.step, blocks.ahead, layer,
+            len(blocks.page), blocks.table.size(1), scale, *strides,
+            HEADS=heads, FRAMES=frames, SIZE=size, F=_power(frames), D=_power(size), STAGES=ATTEND_STAGES,
         )  # fmt: skip
         return out
 
     def norm_linear(self, x: Tensor, offset: Tensor, norm: Norm, linear: Linear, *, gelu: bool = False) -> Tensor:
-        width, columns = x.size(-1), linear.weight.size(0)
-        rows = x.numel() // width
-        if rows > FUSED_ROWS:
-            out = linear(self._normed(x, offset, norm))
-            if gelu:
-                _gelu[(triton.cdiv(out.numel(), _ELEMENTS),)](out, out.numel(), BLOCK=_ELEMENTS)
-            return out
-        out = x.new_empty(*x.shape[:-1], columns)
-        norm_linear[(triton.cdiv(rows, 64), triton.cdiv(columns, 64))](
-            x, offset, norm.weight, norm.bias, linear.weight, linear.bias, out, rows, EPSILON,
-            BIAS=linear.bias is not None, GELU=gelu, COLUMNS=columns, WIDTH=width, BM=64, BN=64, W=_power(width),
-        )  # fmt: skip
-        return out
+        normed = self._normed(x, offset, norm)
+        if not gelu:
+            return linear(normed)
+        if linear.bias is None or x.dtype == torch.float32:
+            return F.gelu(linear(normed))
+        # On a GPU the library's product ends with GELU as approximated by tanh: nearer than half precision is.
+        product = torch._addmm_activation(linear.bias, normed.flatten(0, -2), linear.weight.T, use_gelu=True)
+        return product.view(*x.shape[:-1], -1)
 
     def add_linear(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
         columns, width = weight.shape
-        rows = y.numel() // width
-        if rows > FUSED_ROWS:
-            x.view(rows, columns).addmm_(y.view(rows, width), weight.T)
-            return
-        add_linear[(triton.cdiv(rows, 32), triton.cdiv(columns, 64))](
-            x, y, weight, rows, COLUMNS=columns, WIDTH=width, BM=32, BN=64, BK=128, num_stages=3
-        )
+        x.view(-1, columns).addmm_(y.view(-1, width), weight.T)
 
     def _normed(self, x: Tensor, offset: Tensor, norm: Norm) -> Tensor:
         width = x.size(-1)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lighttts.engine.flow_ops import Linear, Norm, TorchOps
 from lighttts.engine.flow_pages import Blocks
-from lighttts.kernels import flow
 from lighttts.kernels.flow import TritonOps
 
 PAGES, STEPS, LAYERS, HALVES, TAIL = 12, 3, 2, 2, 2
@@ -34,10 +33,8 @@ def same(ours: Tensor, reference: Tensor) -> bool:
     return torch.allclose(ours, reference, atol=1e-5)
 
 
-@pytest.mark.parametrize("group", [1, 2, 4])
 @pytest.mark.parametrize(("heads", "size"), [(2, 8), (1, 64), (3, 20)])
-def test_attention_sees_the_past_and_the_chunk_and_leaves_its_keys_and_values(heads, size, group, monkeypatch):
-    monkeypatch.setattr(flow, "GROUP", group)
+def test_attention_sees_the_past_and_the_chunk_and_leaves_its_keys_and_values(heads, size):
     kv = torch.randn(PAGES, STEPS, LAYERS, HALVES, 2, heads, FRAMES, size)
     mine, theirs = kv.clone(), kv.clone()
     qkv = torch.randn(HALVES * len(BLOCKS.page), FRAMES, 3 * heads * size)
@@ -47,13 +44,6 @@ def test_attention_sees_the_past_and_the_chunk_and_leaves_its_keys_and_values(he
     assert not torch.equal(mine, kv)
 
 
-@pytest.fixture(params=["by themselves", "with the products"])
-def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(flow, "FUSED_ROWS", 0 if request.param == "by themselves" else flow.FUSED_ROWS)
-    return request.param
-
-
-@pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize(("width", "columns"), [(16, 24), (20, 70)])
 @pytest.mark.parametrize("gelu", [True, False])
 def test_the_norm_of_what_biases_come_to_goes_before_a_product(width, columns, gelu):
@@ -66,7 +56,20 @@ def test_the_norm_of_what_biases_come_to_goes_before_a_product(width, columns, g
     assert torch.equal(x, given)
 
 
-@pytest.mark.usefixtures("rows")
+def test_gelu_of_a_product_in_half_precision_is_gelu_up_to_rounding():
+    x, linear = (
+        torch.randn(13, FRAMES, 16).bfloat16(),
+        Linear(torch.randn(24, 16).bfloat16(), torch.randn(24).bfloat16()),
+    )
+    offset, norm = torch.zeros(16).bfloat16(), Norm(torch.ones(16).bfloat16(), torch.zeros(16).bfloat16())
+    ours = TritonOps().norm_linear(x, offset, norm, linear, gelu=True)
+    wide = Linear(linear.weight.float(), linear.bias.float() if linear.bias is not None else None)
+    exact = TorchOps().norm_linear(
+        x.float(), offset.float(), Norm(norm.weight.float(), norm.bias.float()), wide, gelu=True
+    )
+    assert torch.allclose(ours.float(), exact, atol=0.05, rtol=0.02)
+
+
 @pytest.mark.parametrize(("width", "columns"), [(16, 24), (300, 70)])
 def test_a_product_is_added_in_place(width, columns):
     x, y, weight = torch.randn(13, FRAMES, columns), torch.randn(13, FRAMES, width), torch.randn(columns, width)
