@@ -101,6 +101,8 @@ class Seat:
 
     def begin(self) -> None:
         """Registers as soon as the broker is there, and beats from now on."""
+        # The broker's silence counts from here: after this worker another one's model may have been loaded.
+        self._membership = Membership(time.monotonic())
         self._register()
         self._tick()
 

@@ -20,7 +20,9 @@ def _sections(unit: Path) -> configparser.ConfigParser:
     return parsed
 
 
-@pytest.mark.parametrize("unit", [u for u in UNITS if u.suffix == ".service"], ids=lambda unit: unit.name)
+@pytest.mark.parametrize(
+    "unit", [u for u in UNITS if u.suffix == ".service" and u.stem != "lighttts-mps"], ids=lambda unit: unit.name
+)
 def test_a_service_unit_starts_its_daemon_under_the_watchdog(unit: Path) -> None:
     service = _sections(unit)["Service"]
     daemon = unit.name.removesuffix(".service").removesuffix("@")
@@ -36,6 +38,18 @@ def test_the_target_brings_up_one_of_each_daemon_with_a_process_for_each_role() 
     assert {re.sub(r"@\d+\.", "@.", want) for want in wants} == {u for u in provided if u.endswith(".service")} - {
         "lighttts-gpu@.service"
     }
+
+
+@pytest.mark.parametrize("role", ["llm", "decode"])
+def test_workers_of_one_gpu_share_it_through_mps_where_there_is_one(role: str) -> None:
+    mps, worker = (_sections(ROOT / f"systemd/{name}.service") for name in ("lighttts-mps", f"lighttts-{role}@"))
+    pipes = "CUDA_MPS_PIPE_DIRECTORY=/run/lighttts-mps"
+    assert pipes in (ROOT / "systemd/lighttts-mps.service").read_text()
+    assert pipes in (ROOT / f"systemd/lighttts-{role}@.service").read_text()
+    assert mps["Service"]["RuntimeDirectory"] == "lighttts-mps"
+    assert mps["Service"]["User"] == worker["Service"]["User"]
+    assert "lighttts-mps.service" in worker["Unit"]["After"]
+    assert "ConditionFileIsExecutable" in mps["Unit"]
 
 
 def test_each_console_script_has_a_launcher() -> None:
