@@ -49,13 +49,11 @@ class Daemons:
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, module: str, name: str, environment: dict[str, str] | None = None) -> None:
+    def start(self, module: str, name: str) -> None:
         settings = [part for setting in self._settings for part in ("--set", setting)]
         with (self.folder / f"{name}.log").open("wb") as log:
             command = [sys.executable, "-m", module, *settings]
-            self._processes.append(
-                subprocess.Popen(command, stdout=log, stderr=log, env={**self._environment, **(environment or {})})
-            )
+            self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=self._environment))
 
     def wait(self, workers: int) -> None:
         """Returns when so many workers are ready. Raises `RuntimeError` with the logs if they do not come to be."""
@@ -130,8 +128,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
             for number in range(arguments.encoders):
                 daemons.start("lighttts.workers.encode", f"encode{number}")
             for role in ("gpu",) if one else ("llm", "decode"):
-                share = {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": arguments.llm_share} if role == "llm" else {}
-                daemons.start(f"lighttts.workers.{role}", role, share)
+                daemons.start(f"lighttts.workers.{role}", role)
             daemons.wait(arguments.encoders + 2)
             print(f"{arguments.placement}: ready after {time.monotonic() - began:.1f} s, GPU memory {gpu_memory()}")
             load(daemons, arguments)
@@ -148,7 +145,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--encoders", type=int, default=4, help="encode workers (default: 4)")
-    parser.add_argument("--llm-share", default="100", help="under MPS, percent of the GPU the llm worker may use")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--text", default=TEXT)
     for name in ("rate", "concurrency", "seconds", "warmup", "json", "plot", "voice", "processes"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -19,8 +20,8 @@ def latency_curve(summaries: Sequence[Summary], unit: str) -> str:
         name: [(summary.level, 1000 * summary.first_audio[name]) for summary in summaries if summary.first_audio]
         for name in COLOURS
     }
-    most_x = max((summary.level for summary in summaries), default=1.0) or 1.0
-    most_y = max((y for line in points.values() for _, y in line), default=1.0) or 1.0
+    most_x = _round(max((summary.level for summary in summaries), default=1.0))
+    most_y = _round(max((y for line in points.values() for _, y in line), default=1.0))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT}>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
@@ -31,8 +32,14 @@ def latency_curve(summaries: Sequence[Summary], unit: str) -> str:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{COLOURS[name]}" stroke-width="2"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOURS[name]}"/>' for x, y in spots]
-        parts.append(f'<text x="{MARGIN + 12}" y="{24 + 16 * number}" fill="{COLOURS[name]}">{name}</text>')
+        parts.append(f'<text x="{MARGIN + 12}" y="{44 + 16 * number}" fill="{COLOURS[name]}">{name}</text>')
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _round(most: float) -> float:
+    """The end of an axis for numbers up to `most`, whose ticks are round numbers."""
+    step = 10.0 ** math.floor(math.log10(max(most, 1e-9) / TICKS))
+    return TICKS * next(step * size for size in (1, 2, 2.5, 5, 10, 20) if TICKS * step * size >= most)
 
 
 def _axes(most_x: float, most_y: float, unit: str) -> list[str]:
@@ -41,7 +48,7 @@ def _axes(most_x: float, most_y: float, unit: str) -> list[str]:
     for tick in range(TICKS + 1):
         x, y = tick * most_x / TICKS, tick * most_y / TICKS
         parts.append(f'<text x="{_x(x, most_x):.1f}" y="{bottom + 18}" text-anchor="middle">{x:g}</text>')
-        parts.append(f'<text x="{MARGIN - 8}" y="{_y(y, most_y) + 4:.1f}" text-anchor="end">{y:.0f}</text>')
+        parts.append(f'<text x="{MARGIN - 8}" y="{_y(y, most_y) + 4:.1f}" text-anchor="end">{y:g}</text>')
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 16}" text-anchor="middle">{escape(unit)}</text>')
     parts.append(f'<text x="{MARGIN}" y="{MARGIN / 2 - 8}">first audio, ms</text>')
     return parts

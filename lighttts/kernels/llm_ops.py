@@ -63,7 +63,7 @@ class TritonOps:
         }
         self._scale = config.head_width**-0.5 * _LOG2_E
         self._group = triton.next_power_of_2(config.heads // config.kv_heads)
-        self.attend_options = {"BLOCK": 64, "num_warps": 4, "num_stages": 3}
+        self.attend_options = {"BLOCK": 128, "num_warps": 4, "num_stages": 3}
         """How `attend` is compiled."""
         self._draw_sizes = _draw_sizes(model)
 

@@ -32,7 +32,7 @@ from lighttts.workers.speech import FRAMES_PER_SECOND, Speech
 from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "decode"
-GPU_CHUNKS = 64
+GPU_CHUNKS = 128
 """Chunks computed at once on a GPU."""
 GPU_HOPS = 16
 """Hops vocoded at once on a GPU."""
