@@ -18,7 +18,6 @@ import torch
 from lighttts.engine.flow_batch import FlowBatch, FlowTask
 from lighttts.engine.flow_ops import TorchOps
 from lighttts.engine.flow_pages import RESERVED, PagePool
-from lighttts.kernels import flow as kernels
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import CausalMaskedDiffWithXvec, FlowHop, load_flow
 
@@ -60,10 +59,8 @@ def floor_ms(flow: CausalMaskedDiffWithXvec, blocks: int) -> tuple[float, float]
     return 1e3 * operations / RATE, 1e3 * flow.dtype.itemsize * (weights + past) / BANDWIDTH
 
 
-def ticks(flow: CausalMaskedDiffWithXvec, pool: PagePool, sizes: list[int], stages: int) -> None:
-    kernels.ATTEND_STAGES = stages
+def ticks(flow: CausalMaskedDiffWithXvec, pool: PagePool, sizes: list[int]) -> None:
     batch = FlowBatch(flow, pool, max(sizes))
-    print(f"attention with {stages} tiles on their way")
     print("chunks   ms a step   operations   bytes   features ms")
     for size in sizes:
         began = time.monotonic()
@@ -142,8 +139,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Times the packed flow on a GPU.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sizes", default="1,2,4,8,16,32,48,64")
-    stages = str(kernels.ATTEND_STAGES)
-    parser.add_argument("--stages", default=stages, help="tiles that attention has on their way: 2,3,4")
     parser.add_argument("--no-check", action="store_true")
     arguments = parser.parse_args()
     directory = ModelDirectory.open(arguments.folder)
@@ -161,8 +156,7 @@ def main() -> None:
     flow = load_flow(directory, "cuda", torch.bfloat16)
     pool = PagePool(flow, RESERVED + 8 * max(sizes) // 2)
     print(f"page {PagePool.page_bytes(flow) / 1e6:.1f} MB, pool {torch.cuda.memory_allocated() / 1e9:.1f} GB")
-    for stages in arguments.stages.split(","):
-        ticks(flow, pool, sizes, int(stages))
+    ticks(flow, pool, sizes)
 
 
 if __name__ == "__main__":

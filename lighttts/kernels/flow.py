@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lighttts.engine.flow_ops import EPSILON, Linear, Norm
 from lighttts.engine.flow_pages import Blocks
 
-ATTEND_STAGES = 3
+_STAGES = 3
 """Tiles of keys and values that a program of attention has on their way or at hand."""
 _ROWS = 4
 """Frames of one program of a norm."""
@@ -164,7 +164,7 @@ class TritonOps:
         _attend[(rows, heads)](
             qkv, kv, out, blocks.table, blocks.count, blocks.length, blocks.step, blocks.ahead, layer,
             len(blocks.page), blocks.table.size(1), scale, *strides,
-            HEADS=heads, FRAMES=frames, SIZE=size, F=_power(frames), D=_power(size), STAGES=ATTEND_STAGES,
+            HEADS=heads, FRAMES=frames, SIZE=size, F=_power(frames), D=_power(size), STAGES=_STAGES,
         )  # fmt: skip
         return out
 
