@@ -313,7 +313,7 @@ def test_a_mismatched_broker_is_tried_again_until_it_lets_the_client_in(
     for name in ("FIRST_S", "LONGEST_S"):
         monkeypatch.setattr(f"lighttts.client.brokers.{name}", 0.2)
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    with Client(endpoint if alone else [endpoint, gone], connect_timeout=1.0) as client:
+    with Client(endpoint if alone else [endpoint, gone], connect_timeout=3.0) as client:
         with guarded(Keyring(tmp_path), endpoint), pytest.raises(AccessDenied, match=f"the broker at {endpoint} does"):
             client.voices()
         with FakeBroker(endpoint):
