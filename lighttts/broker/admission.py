@@ -43,5 +43,7 @@ def check_input(synth: Synth, max_text: int) -> None:
         raise InvalidInput("give either a voice or a prompt, not both", field="voice")
     if not synth.voice and not synth.prompt:
         raise InvalidInput("give a voice's name or a prompt's audio", field="voice")
+    if synth.instruct and synth.prompt_text:
+        raise InvalidInput("give an instruct or a prompt_text, not both", field="instruct")
     if synth.prompt_text and not synth.prompt:
         raise InvalidInput("prompt_text says what is spoken in a prompt: give the prompt too", field="prompt_text")

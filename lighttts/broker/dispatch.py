@@ -75,7 +75,7 @@ class Dispatcher:
             if worker:
                 del queue[request.id]
                 self._hand(stage, request, worker, now)
-            elif not request.suspect(stage):
+            elif not request.particular(stage):
                 return
 
     def _hand(self, stage: str, request: Request, worker: Worker, now: float) -> None:
@@ -124,10 +124,10 @@ class Dispatcher:
         self._step.add(worker.outbox)
 
     def missing_stage(self, request: Request, now: float, patience: float) -> str | None:
-        """A stage that `request` waits for, or has yet to enter, and no worker has served for `patience` seconds of its
-        life."""
+        """A stage that `request` waits for, or has yet to enter, and no worker that could do its part has served for
+        `patience` seconds of its life."""
         for stage in request.stages:
-            absent = self._workers.absent_since(stage)
+            absent = self._workers.absent_since(stage, request.version(stage))
             needed = stage not in request.started or request.id in self._queues[stage]
             if absent is not None and needed and now - max(absent, request.received) >= patience:
                 return stage
@@ -138,7 +138,7 @@ def work(stage: str, request: Request) -> Message:
     """The message that hands `stage` of `request` to a worker."""
     synth, encoded, log, attempt = request.synth, request.encoded, request.log, request.attempts[stage]
     if stage == "encode":
-        return EncodeWork(request.id, attempt, synth.text, synth.voice, synth.prompt_text, synth.prompt)
+        return EncodeWork(request.id, attempt, synth.text, synth.voice, synth.prompt_text, synth.prompt, synth.instruct)
     if encoded is None:
         raise InternalError(f"request {request.id} comes to stage {stage} before it is encoded")
     if stage == "llm":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lighttts.broker.outbox import Frames, Outbox
 from lighttts.broker.token_log import TokenLog
 from lighttts.errors import InternalError
-from lighttts.transport.wire import STAGES, Encoded, Synth
+from lighttts.transport.wire import OLDEST, STAGES, Encoded, Synth, since
 
 if TYPE_CHECKING:
     from lighttts.broker.workers import Worker
@@ -122,6 +122,14 @@ class Request:
         """Whether it may be what its last worker of `stage` died of."""
         return self.deaths[stage] > 0
 
+    def version(self, stage: str) -> int:
+        """The version of the protocol that has words for its work at `stage`."""
+        return since(self.synth) if stage == "encode" else OLDEST
+
+    def particular(self, stage: str) -> bool:
+        """Whether not every worker of `stage` may have it: others need not wait until it has one."""
+        return self.suspect(stage) or self.version(stage) > OLDEST
+
     @property
     def readdressed(self) -> bool:
         """Whether its decode worker knows it by another attempt than its llm worker."""
@@ -134,7 +142,9 @@ class Request:
 
     @property
     def method(self) -> str:
-        """How its voice is given: preset, zero_shot or cross_lingual."""
+        """What is asked for: instruct; else how the voice is given, preset, zero_shot or cross_lingual."""
+        if self.synth.instruct:
+            return "instruct"
         if self.synth.voice:
             return "preset"
         return "zero_shot" if self.synth.prompt_text else "cross_lingual"

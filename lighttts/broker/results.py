@@ -260,7 +260,7 @@ class Results:
     def _garbled(self, frames: list[bytes], now: float) -> None:
         """A result that cannot be read leaves its request waiting for it: if it says which one, that fails now."""
         try:
-            request_id, attempt, epoch = unpack_body(REGISTRY[frames[0][3]], frames[1])[:3]
+            request_id, attempt, epoch = unpack_body(REGISTRY[frames[0][3]], frames[1], frames[0][2])[:3]
         except ProtocolError:
             return
         request = self._live.get(request_id) if type(request_id) is str else None

@@ -30,6 +30,8 @@ examples:
   lighttts-cli synth "Hello there." -o hello.wav
   lighttts-cli synth --file story.txt --voice heart --speed 0.9 -o story.mp3
   lighttts-cli synth "Hello there." --prompt-wav me.wav --prompt-text "What I say in me.wav." -o me-too.flac
+  lighttts-cli synth "Bonjour." --prompt-wav me.wav -o me-in-french.wav      cross-lingual: without --prompt-text
+  lighttts-cli synth "Hello there." --instruct "in a whisper" -o quiet.wav
   lighttts-cli synth --file story.txt -o story.wav --broker tcp://10.0.0.2:5570,tcp://10.0.0.3:5570
   echo "Hello there." | lighttts-cli synth - -o - | ffplay -autoexit -nodisp -
   lighttts-cli synth "Hello there." --output tokens -o hello.npy
@@ -43,6 +45,7 @@ class Request(TypedDict):
     voice: str | None
     prompt: bytes | None
     prompt_text: str
+    instruct: str
     seed: int | None
     speed: float
     output: Literal["audio", "mel", "tokens"]
@@ -65,9 +68,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--voice", metavar="NAME", help="a preset voice, see `lighttts-cli voices` (default: the first)"
     )
     parser.add_argument("--prompt-wav", type=Path, metavar="FILE", help="clone the voice of this recording")
-    parser.add_argument("--prompt-text", default="", metavar="TEXT", help="what is said in that recording")
+    parser.add_argument(
+        "--prompt-text",
+        default="",
+        metavar="TEXT",
+        help="what is said in that recording (zero-shot); leave it out if it is in another language (cross-lingual)",
+    )
+    parser.add_argument("--instruct", default="", metavar="TEXT", help='how to speak, in words: "in a whisper"')
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed and text give the same audio")
-    parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="0.5 to 2.0 (default: 1.0)")
+    parser.add_argument(
+        "--speed",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="0.5 to 2.0 (default: 1.0, the only one at which speech arrives while its sentence is being made)",
+    )
     parser.add_argument(
         "--output", choices=("audio", "mel", "tokens"), default="audio", help="mel and tokens are written as .npy"
     )
@@ -151,6 +166,7 @@ def _request(options: argparse.Namespace) -> Request:
         "voice": options.voice,
         "prompt": read_prompt(options.prompt_wav) if options.prompt_wav else None,
         "prompt_text": options.prompt_text,
+        "instruct": options.instruct,
         "seed": options.seed,
         "speed": options.speed,
         "output": options.output,

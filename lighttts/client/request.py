@@ -23,6 +23,7 @@ def make_synth(
     voice: str | None,
     prompt: Prompt | None,
     prompt_text: str,
+    instruct: str,
     seed: int | None,
     speed: float,
     output: Output,
@@ -37,6 +38,8 @@ def make_synth(
         raise InvalidInput("give a voice or a prompt, not both", field="voice")
     if prompt is None and prompt_text:
         raise InvalidInput("prompt_text says what is spoken in a prompt: give the prompt too", field="prompt_text")
+    if instruct and prompt_text:
+        raise InvalidInput("give an instruct or a prompt_text, not both", field="instruct")
     synth = Synth(
         request_id=uuid.uuid4().hex,
         text=_checked_text(text),
@@ -49,6 +52,7 @@ def make_synth(
         deadline_ms=_milliseconds(deadline),
         credit=0,
         prompt=b"" if prompt is None else read_prompt(prompt),
+        instruct=_checked_unicode(instruct, "instruct"),
     )
     try:
         encode(synth)

@@ -27,7 +27,7 @@ from lighttts.errors import (
     UnknownRequest,
     from_code,
 )
-from lighttts.transport.wire import Accepted, Cancel, Credit, End, EndAck, Error, Message, Resume, Synth
+from lighttts.transport.wire import Accepted, Cancel, Credit, End, EndAck, Error, Message, Resume, Synth, since
 
 FORGET_AFTER = 30.0
 """Seconds that a cancelled request waits for the broker's last word."""
@@ -69,29 +69,32 @@ class Stream:
         self._emit = emit
         self._moved = now
         self._connect_due = now + timeouts.connect
-        self._window = 0
+        self._window = self._version = 0
         self._may_send_again = False
         self._severed: LightTTSError = Unavailable("there is no connection to the broker")
         self._history: list[str] = []
 
     # ---- towards the broker ----
 
-    def begin(self, window: int, now: float) -> bool:
-        """The broker is ready and allows `window` frames in flight. True if the voice must be chosen first."""
+    def begin(self, window: int, version: int, now: float) -> bool:
+        """The broker is ready, allows `window` frames in flight and is spoken to in a `version` of the protocol.
+
+        True if the voice must be chosen first.
+        """
         assert self._synth is not None
-        self._window = window
+        self._window, self._version = window, version
         self._moved = now
         if self._synth.voice or self._synth.prompt:
-            self._ask()
+            self._ask(now)
             return False
         self._enter(Phase.CHOOSING)
         return True
 
-    def choose(self, voice: str) -> None:
+    def choose(self, voice: str, now: float) -> None:
         """Asks with `voice`, the broker's first."""
         if self.phase is Phase.CHOOSING and self._synth is not None:
             self._synth = replace(self._synth, voice=voice)
-            self._ask()
+            self._ask(now)
 
     def consumed(self, now: float) -> None:
         """The caller has taken a chunk: more may come for it, once that is worth a message."""
@@ -110,9 +113,9 @@ class Stream:
             self._connect_due = now + self._timeouts.connect
             self._enter(Phase.WAITING if self.phase is Phase.CHOOSING else Phase.SEVERED)
 
-    def resume(self, window: int, now: float) -> None:
+    def resume(self, window: int, version: int, now: float) -> None:
         """There is a connection again."""
-        self._window = window
+        self._window, self._version = window, version
         self._moved = now
         accepted = self._synth is None
         self._may_send_again = True
@@ -173,7 +176,7 @@ class Stream:
         """Nothing is known of a request that was sent just before the connection broke: perhaps it never arrived."""
         if self._may_send_again and message.code == UnknownRequest.code:
             self._may_send_again = False
-            self._ask()
+            self._ask(now)
         else:
             self._error(message, now)
 
@@ -220,8 +223,12 @@ class Stream:
 
     # ---- helpers ----
 
-    def _ask(self) -> None:
+    def _ask(self, now: float) -> None:
         assert self._synth is not None
+        if since(self._synth) > self._version:
+            text = "the broker is of an older version, which does not know all that is asked for: upgrade it"
+            self.fail(ProtocolError(text), now)
+            return
         self._enter(Phase.ASKED)
         self._emit(Send(replace(self._synth, credit=self._intake.open(self._window))))
 

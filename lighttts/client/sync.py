@@ -61,6 +61,7 @@ class Client:
         prompt: Prompt | None = None,
         prompt_text: str = "",
         *,
+        instruct: str = "",
         seed: int | None = None,
         speed: float = 1.0,
         output: Output = "audio",
@@ -72,9 +73,11 @@ class Client:
 
         voice: a preset voice's name (see `voices`); without voice and prompt the broker's first one.
         prompt: speech to clone the voice of: an audio file's path, bytes or open binary file, at most 16 MiB.
-        prompt_text: what is said in the prompt (zero-shot); empty clones without it (cross-lingual).
+        prompt_text: what is said in the prompt (zero-shot); without it the prompt may be of another language than the
+            text (cross-lingual).
+        instruct: how to speak, in words, such as "in a whisper"; goes with a voice or a prompt, not with a prompt_text.
         seed: 0 to 2**63-1; the same seed and text give the same audio. None: a random one, see `Synthesis.seed`.
-        speed: 0.5 to 2.0.
+        speed: 0.5 to 2.0. At another speed than 1 each sentence comes in one chunk, when all of it is made.
         output: "audio": samples (n,) float32 or, with format="s16", int16; "mel": log-mel frames (n, 80) float32, 50
             a second; "tokens": speech tokens (n,) int32, 25 a second.
         deadline: seconds for the whole request, retries included.
@@ -88,6 +91,7 @@ class Client:
             voice=voice,
             prompt=prompt,
             prompt_text=prompt_text,
+            instruct=instruct,
             seed=seed,
             speed=speed,
             output=output,

@@ -11,15 +11,17 @@ wrong, it raises `ProtocolError`; no input makes it raise anything else. docs/pr
 languages.
 
 Two versions are spoken: `VERSION`, and `OLDEST`, the one before it. A version only ever adds fields at a message's end.
+What an older version has no words for is not said in it: `encode` refuses rather than leave a part of the meaning out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, NamedTuple, TypeVar, get_type_hints
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 
 import msgpack
+import numpy as np
 
 from lighttts.errors import ProtocolError
 from lighttts.transport.schema import (
@@ -28,7 +30,6 @@ from lighttts.transport.schema import (
     U63,
     Array,
     Blob,
-    Bool,
     Buffer,
     Codec,
     Flag,
@@ -43,8 +44,8 @@ from lighttts.transport.schema import (
 )
 
 MAGIC = b"LT"
-VERSION = 2
-OLDEST = 1
+VERSION = 3
+OLDEST = 2
 VERSIONS = (OLDEST, VERSION)
 
 HEAD_BYTES = 4
@@ -74,6 +75,7 @@ OptionalRequestId = Annotated[str, Text(64)]
 Name = Annotated[str, Text(128)]
 Sentence = Annotated[str, Text(MAX_TEXT)]
 Line = Annotated[str, Text(4096)]
+Instruction = Text(4096)
 Seed = U63
 Epoch = U63
 Output = Annotated[str, OneOf(OUTPUTS)]
@@ -100,6 +102,21 @@ class Since(NamedTuple):
     version: int
 
 
+class Later(NamedTuple):
+    """A field that came with protocol `version`, and what stands for it in an older message."""
+
+    name: str
+    version: int
+    default: object
+
+    def said_by(self, message: Message) -> bool:
+        """Whether the message would mean something else without it."""
+        value = getattr(message, self.name)
+        if isinstance(value, np.ndarray) and isinstance(self.default, np.ndarray):
+            return not np.array_equal(value, self.default)
+        return bool(value != self.default)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Message:
     """Base of all messages. Two messages are equal when they encode to the same bytes."""
@@ -108,6 +125,8 @@ class Message:
     FIELDS: ClassVar[tuple[tuple[str, Codec], ...]]
     LENGTHS: ClassVar[dict[int, int]]
     """How many of the fields a version has."""
+    LATER: ClassVar[tuple[Later, ...]]
+    """The fields that `OLDEST` does not have."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and [*map(bytes, encode(self))] == [*map(bytes, encode(other))]
@@ -126,14 +145,19 @@ def _message(tag: int) -> Callable[[type[M]], type[M]]:
         hints = get_type_hints(cls, include_extras=True)
         cls.TAG = tag
         cls.FIELDS = tuple((f.name, hints[f.name].__metadata__[0]) for f in fields(cls))
-        since = [marks.version for f in fields(cls) for marks in hints[f.name].__metadata__[1:]]
-        cls.LENGTHS = {v: len(cls.FIELDS) - sum(version > v for version in since) for v in VERSIONS}
+        since = [(f, mark.version) for f in fields(cls) for mark in hints[f.name].__metadata__[1:]]
+        cls.LENGTHS = {v: len(cls.FIELDS) - sum(version > v for _, version in since) for v in VERSIONS}
+        cls.LATER = tuple(Later(f.name, v, _default(f)) for f, v in since if v > OLDEST)
         if tag in REGISTRY:
             raise TypeError(f"tag {tag:#x} is taken by {REGISTRY[tag].__name__}")
         REGISTRY[tag] = cls
         return cls
 
     return register
+
+
+def _default(of: Field[Any]) -> object:
+    return of.default if of.default_factory is MISSING else of.default_factory()
 
 
 # ---- client -> broker ------------------------------------------------------------------------------------------------
@@ -154,8 +178,10 @@ class Synth(Message):
     """Asks for speech; answered by `Accepted`, frames and `End`, or by `Error`.
 
     Exactly one of `voice` (a preset voice's name) and `prompt` (an audio file) is given. With a prompt, a `prompt_text`
-    makes it zero-shot, an empty one cross-lingual. `deadline_ms` counts from receipt, 0 means the broker's default.
-    `credit` is the number of frames the client is ready to receive at once.
+    makes it zero-shot, an empty one cross-lingual. `instruct` says how to speak, in words ("in a whisper"); it takes
+    the place of `prompt_text`. Speech at another `speed` than 1 does not stream: each sentence comes as one frame.
+    `deadline_ms` counts from receipt, 0 means the broker's default. `credit` is the number of frames the client is
+    ready to receive at once.
     """
 
     request_id: RequestId
@@ -169,6 +195,7 @@ class Synth(Message):
     deadline_ms: U32
     credit: U32
     prompt: Annotated[bytes, Blob(MAX_PROMPT_AUDIO)]
+    instruct: Annotated[str, Instruction, Since(3)] = ""
 
 
 @_message(0x12)
@@ -239,7 +266,7 @@ class Welcome(Message):
     software: Name
     max_text: U32
     max_credit: U32
-    ready: Annotated[bool, Bool(), Since(2)] = True
+    ready: Flag = True
 
 
 @_message(0x21)
@@ -482,6 +509,7 @@ class EncodeWork(Message):
     voice: Name
     prompt_text: Sentence
     prompt: Annotated[bytes, Blob(MAX_PROMPT_AUDIO)]
+    instruct: Annotated[str, Instruction, Since(3)] = ""
 
 
 @_message(0x52)
@@ -574,7 +602,12 @@ _TOKENS_ATTEMPT = [name for name, _ in Tokens.FIELDS].index("attempt")
 
 
 def encode(message: Message, version: int = VERSION) -> list[Buffer]:
-    """Frames of a message: head, body, payloads. Raises `ProtocolError` when a field is out of its limits."""
+    """Frames of a message: head, body, payloads.
+
+    Raises `ProtocolError` when a field is out of its limits, or the message says what `version` has no field for.
+    """
+    if version < VERSION and version < since(message):
+        raise ProtocolError(f"{type(message).__name__} says what version {version} of the protocol has no words for")
     payloads: list[Buffer] = []
     body = []
     for name, codec in message.FIELDS[: message.LENGTHS[version]]:
@@ -586,6 +619,11 @@ def encode(message: Message, version: int = VERSION) -> list[Buffer]:
     if len(packed) > MAX_BODY:
         raise ProtocolError(f"{type(message).__name__} has a body of {len(packed)} bytes, the limit is {MAX_BODY}")
     return [head(type(message), version), packed, *payloads]
+
+
+def since(message: Message) -> int:
+    """The first version, of those spoken, that can say all that the message says."""
+    return max((later.version for later in message.LATER if later.said_by(message)), default=OLDEST)
 
 
 def head(cls: type[Message], version: int) -> bytes:
@@ -602,7 +640,7 @@ def readdress(frames: Sequence[Buffer], attempt: int) -> list[Buffer]:
 
 
 def translate(frames: Sequence[Buffer], version: int) -> Sequence[Buffer]:
-    """A valid message as one of another version: what that version has no field for is left out."""
+    """A valid message as one of another version. Raises `ProtocolError` if it says what that version cannot."""
     cls = message_type(frames[0])
     if cls.LENGTHS[version] == cls.LENGTHS[frames[0][2]]:
         return [head(cls, version), *frames[1:]]

@@ -53,7 +53,7 @@ class EncodeStage(Stage):
     def step(self) -> list[Result]:
         work, message = self._queue.popleft()
         metrics.batch_size.labels(_NAME).observe(1)
-        job = EncodeJob(message.text, message.voice, message.prompt, message.prompt_text)
+        job = EncodeJob(message.text, message.voice, message.prompt, message.prompt_text, message.instruct)
         try:
             encoded = self._engine.encode(job)
         except Exception as error:
@@ -68,6 +68,8 @@ class EncodeStage(Stage):
 
 
 def _method(message: wire.EncodeWork) -> str:
+    if message.instruct.strip():
+        return "instruct"
     if message.voice:
         return "preset"
     return "zero_shot" if message.prompt_text.strip() else "cross_lingual"

@@ -46,9 +46,9 @@ SYNTH = wire.Synth(
 COUNTERS = (Metric.REQUESTS, Metric.FAILURES, Metric.UNDERRUNS, Metric.FRAMES, Metric.REFUSED)
 
 
-def raw(message: Message) -> list[bytes]:
+def raw(message: Message, version: int = wire.VERSION) -> list[bytes]:
     """The frames of a message as a socket delivers them."""
-    return [bytes(frame) for frame in wire.encode(message)]
+    return [bytes(frame) for frame in wire.encode(message, version)]
 
 
 def synth(request_id: str = "r1", **changes: object) -> wire.Synth:
@@ -167,15 +167,20 @@ class Harness:
     # ---- a stack of workers ----------------------------------------------------------------------------------------
 
     def worker(
-        self, stage: str, epoch: int, *, credit: int = 4, name: str = "", voices: tuple[str, ...] = ("anna",)
+        self,
+        stage: str,
+        epoch: int,
+        *,
+        credit: int = 4,
+        name: str = "",
+        voices: tuple[str, ...] = ("anna",),
+        version: int = wire.VERSION,
     ) -> bytes:
         """Registers a worker and grants its credit; returns its routing id."""
         identity = f"{stage}-{epoch}".encode()
-        self.control(
-            identity,
-            wire.Register(name or f"{stage}-{epoch}", epoch, stage, "test", "model", SAMPLE_RATE, voices),
-            wire.Grant(epoch, credit),
-        )
+        hello = wire.Register(name or f"{stage}-{epoch}", epoch, stage, "test", "model", SAMPLE_RATE, voices)
+        for message in (hello, wire.Grant(epoch, credit)):
+            self.carry_out(self.core.worker_message(identity, raw(message, version), self.now))
         self.take(identity)
         return identity
 

@@ -376,12 +376,12 @@ def test_a_wrong_address_is_a_config_error() -> None:
 
 def test_a_broker_of_another_version_is_a_protocol_error() -> None:
     def newer(broker: FakeBroker, peer: bytes, message: Hello) -> None:
-        broker.send_raw(peer, [b"LT\x03\x20", b"\x90"])
+        broker.send_raw(peer, [b"LT\x04\x20", b"\x90"])
 
     with (
         FakeBroker(script={Hello: newer}) as broker,
         Client(broker.endpoint) as client,
-        pytest.raises(ProtocolError, match="version 3"),
+        pytest.raises(ProtocolError, match="version 4"),
     ):
         client.voices()
 

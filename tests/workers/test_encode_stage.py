@@ -20,9 +20,15 @@ TEXT = "Hello there, general. How are you today?"
 
 
 def encode_work(
-    request_id: str, text: str = TEXT, *, voice: str = VOICE, prompt: bytes = b"", prompt_text: str = ""
+    request_id: str,
+    text: str = TEXT,
+    *,
+    voice: str = VOICE,
+    prompt: bytes = b"",
+    prompt_text: str = "",
+    instruct: str = "",
 ) -> wire.EncodeWork:
-    return wire.EncodeWork(request_id, 2, text, voice, prompt_text, prompt)
+    return wire.EncodeWork(request_id, 2, text, voice, prompt_text, prompt, instruct)
 
 
 def prompt_file() -> bytes:
@@ -50,14 +56,19 @@ def hit_rate() -> float | None:
 
 
 @pytest.mark.parametrize(
-    ("voice", "prompt", "prompt_text"),
-    [(VOICE, b"", ""), ("", prompt_file(), "what is said"), ("", prompt_file(), "")],
-    ids=["preset", "zero_shot", "cross_lingual"],
+    ("voice", "prompt", "prompt_text", "instruct"),
+    [
+        (VOICE, b"", "", ""),
+        ("", prompt_file(), "what is said", ""),
+        ("", prompt_file(), "", ""),
+        ("", prompt_file(), "", "in a whisper"),
+    ],
+    ids=["preset", "zero_shot", "cross_lingual", "instruct"],
 )
-def test_the_message_holds_what_the_engine_made(voice: str, prompt: bytes, prompt_text: str) -> None:
-    work = encode_work("a", voice=voice, prompt=prompt, prompt_text=prompt_text)
+def test_the_message_holds_what_the_engine_made(voice: str, prompt: bytes, prompt_text: str, instruct: str) -> None:
+    work = encode_work("a", voice=voice, prompt=prompt, prompt_text=prompt_text, instruct=instruct)
     (result,) = run(stage(), work)
-    expected = encode_engine().encode(EncodeJob(TEXT, voice, prompt, prompt_text))
+    expected = encode_engine().encode(EncodeJob(TEXT, voice, prompt, prompt_text, instruct))
     message = result.message
     assert result.ends
     assert isinstance(message, wire.Encoded)
