@@ -1,4 +1,4 @@
-"""The encode stage without its daemon: a request's text and voice -> what the language model and the flow take."""
+"""The encode stage without its daemon: a request's text or recording, and its voice -> what the models take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lighttts.errors import InvalidInput, ModelError, UnknownVoice
-from lighttts.frontend.audio import read_prompt
+from lighttts.frontend.audio import read_prompt, read_source
 from lighttts.frontend.cache import FeatureCache
 from lighttts.frontend.instruction import Instructions
 from lighttts.frontend.prompt import Int32, PromptExtractor, VoiceFeatures
@@ -39,6 +39,15 @@ class EncodeJob:
     instruct: str = ""
 
 
+@dataclass(frozen=True)
+class ConvertJob:
+    """One conversion: what is said in `source`, an audio file, is to be said by `voice` or as in `prompt_audio`."""
+
+    source: bytes
+    voice: str = ""
+    prompt_audio: bytes = b""
+
+
 @dataclass(frozen=True, eq=False)
 class Sentence:
     """One sentence to synthesise, as spoken, and its text token ids (n,)."""
@@ -57,6 +66,16 @@ class Encoded:
     llm_prompt_tokens: Int32
     """Speech tokens that the language model continues: (n,), none for a voice without prompt, if cross-lingual and if
     instructed."""
+    voice: VoiceFeatures
+    """The flow's prompt and the speaker."""
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """A conversion as the flow takes it."""
+
+    tokens: Int32
+    """The source's speech tokens (n,)."""
     voice: VoiceFeatures
     """The flow's prompt and the speaker."""
 
@@ -84,8 +103,7 @@ class EncodeEngine:
 
         Raises `InvalidInput` or `UnknownVoice` for what the job has wrong, `ModelError` else.
         """
-        if bool(job.voice) == bool(job.prompt_audio):
-            raise InvalidInput("Give either the name of a voice or prompt audio, and not both.", field="voice")
+        _check_voice(job)
         if job.voice and job.prompt_text:
             raise InvalidInput(
                 "Prompt text goes with prompt audio; leave it out for a named voice.", field="prompt_text"
@@ -99,6 +117,13 @@ class EncodeEngine:
         if self._instructions.needed(prompt_text_ids, [sentence.ids for sentence in sentences]):
             prompt_text_ids = np.concatenate((self._instructions.plain, prompt_text_ids))
         return Encoded(sentences, prompt_text_ids, llm_tokens, voice)
+
+    def convert(self, job: ConvertJob) -> Converted:
+        """The job encoded, as upstream's `frontend_vc`. Raises as `encode`."""
+        _check_voice(job)
+        speech = read_source(job.source)
+        voice = self._preset(job.voice)[2] if job.voice else self._features(job.prompt_audio)
+        return Converted(self._extractor.speech_tokens(speech), voice)
 
     def _preset(self, name: str) -> tuple[Int32, Int32, VoiceFeatures]:
         """Upstream's `frontend_sft`, or `frontend_zero_shot` with a registered prompt."""
@@ -122,6 +147,11 @@ class EncodeEngine:
             features = self._extractor.extract(read_prompt(content, self._extractor.sample_rate))
             self.cache.put(digest, features)
         return features
+
+
+def _check_voice(job: EncodeJob | ConvertJob) -> None:
+    if bool(job.voice) == bool(job.prompt_audio):
+        raise InvalidInput("Give either the name of a voice or prompt audio, and not both.", field="voice")
 
 
 def _check_prompt_text(voice: VoiceInfo, embedded: int) -> None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from lighttts.errors import InvalidInput, ModelError, UnknownVoice
-from lighttts.frontend.encode import EncodeEngine, EncodeJob
+from lighttts.frontend.encode import ConvertJob, EncodeEngine, EncodeJob
 from lighttts.models.directory import ModelDirectory
 
 from .conftest import GOLDEN
@@ -169,6 +170,41 @@ def test_an_instruction_is_refused_or_ends_with_its_only_mark(instruct):
         return
     assert ids.count(END_OF_PROMPT) == (1 if instruct.strip() else 0)
     assert not instruct.strip() or ids[-1] == END_OF_PROMPT
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_conversion_is_the_sources_speech_tokens_and_the_other_voice(version, prompt_file, audio_file, reference):
+    expected = load_file(GOLDEN / f"cosyvoice{version}-tiny" / "prompt.safetensors")["speech_token"][0]
+    source = audio_file(reference["wav16k"], 16000, subtype="FLOAT")
+    of_voice = ENGINES[version].convert(ConvertJob(source, voice="tiny-voice"))
+    of_prompt = ENGINES[version].convert(ConvertJob(source, prompt_audio=prompt_file))
+    for converted in (of_voice, of_prompt):
+        np.testing.assert_array_equal(converted.tokens, expected)
+        assert converted.tokens.dtype == np.int32
+    assert of_voice.voice is ENGINES[version].encode(EncodeJob("Hi.", voice="tiny-voice")).voice
+    assert of_prompt.voice.key == ENGINES[version].encode(EncodeJob("Hi.", prompt_audio=prompt_file)).voice.key
+
+
+@pytest.mark.parametrize(
+    ("job", "field"),
+    [
+        (ConvertJob(b"x"), "voice"),
+        (ConvertJob(b"x", voice="tiny-voice", prompt_audio=b"x"), "voice"),
+        (ConvertJob(b"", voice="tiny-voice"), "source"),
+        (ConvertJob(b"no audio", voice="tiny-voice"), "source"),
+    ],
+)
+def test_a_wrong_conversion_is_refused_naming_the_field(job, field):
+    with pytest.raises(InvalidInput) as caught:
+        ENGINES[2].convert(job)
+    assert caught.value.field == field
+
+
+def test_a_conversion_to_what_cannot_be_is_refused(prompt_file):
+    with pytest.raises(UnknownVoice, match="no voice"):
+        ENGINES[2].convert(ConvertJob(prompt_file, voice="nobody"))
+    with pytest.raises(InvalidInput, match="prompt audio cannot be read"):
+        ENGINES[2].convert(ConvertJob(prompt_file, prompt_audio=b"no audio"))
 
 
 def test_a_prompt_seen_before_is_not_extracted_again(prompt_file):
