@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from lighttts.errors import InvalidInput, ProtocolError
-from lighttts.transport.wire import MAX_PROMPT_AUDIO, Synth, encode
+from lighttts.transport.wire import MAX_AUDIO_FILE, Synth, encode
 
 Output = Literal["audio", "mel", "tokens"]
 SampleFormat = Literal["f32", "s16"]
@@ -68,17 +68,17 @@ def read_prompt(prompt: Prompt) -> bytes:
     elif isinstance(prompt, str | os.PathLike):
         try:
             with Path(prompt).open("rb") as file:
-                content = file.read(MAX_PROMPT_AUDIO + 1)
+                content = file.read(MAX_AUDIO_FILE + 1)
         except OSError as error:
             raise InvalidInput(
                 f"prompt {os.fspath(prompt)} cannot be read: {error.strerror}", field="prompt"
             ) from error
     else:
-        content = prompt.read(MAX_PROMPT_AUDIO + 1)
+        content = prompt.read(MAX_AUDIO_FILE + 1)
     if not content:
         raise InvalidInput("the prompt is empty: give an audio file", field="prompt")
-    if len(content) > MAX_PROMPT_AUDIO:
-        limit = MAX_PROMPT_AUDIO >> 20
+    if len(content) > MAX_AUDIO_FILE:
+        limit = MAX_AUDIO_FILE >> 20
         raise InvalidInput(f"the prompt is larger than {limit} MiB: a few seconds of speech are enough", field="prompt")
     return content
 

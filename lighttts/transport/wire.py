@@ -17,7 +17,7 @@ What an older version has no words for is not said in it: `encode` refuses rathe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 
 import msgpack
@@ -50,10 +50,10 @@ VERSIONS = (OLDEST, VERSION)
 
 HEAD_BYTES = 4
 MAX_BODY = 1 << 20
-MAX_PAYLOADS = 6
+MAX_PAYLOADS = 7
 MAX_FRAME_BYTES = 64 << 20
 MAX_TEXT = 512 * 1024
-MAX_PROMPT_AUDIO = 16 << 20
+MAX_AUDIO_FILE = 16 << 20
 MAX_SENTENCES = 4096
 MAX_TEXT_IDS = 200_000
 MAX_PROMPT_TOKENS = 1500
@@ -67,6 +67,7 @@ MEL_BINS = 80
 EMBEDDING_SIZE = 192
 
 OUTPUTS = ("audio", "mel", "tokens")
+DECODED = ("audio", "mel")
 SAMPLE_TYPES = ("f32", "s16")
 STAGES = ("encode", "llm", "decode")
 
@@ -79,6 +80,8 @@ Instruction = Text(4096)
 Seed = U63
 Epoch = U63
 Output = Annotated[str, OneOf(OUTPUTS)]
+Decoded = Annotated[str, OneOf(DECODED)]
+AudioFile = Annotated[bytes, Blob(MAX_AUDIO_FILE)]
 SampleType = Annotated[str, OneOf(SAMPLE_TYPES)]
 Stage = Annotated[str, OneOf(STAGES)]
 Names = Annotated[tuple[str, ...], Many(Text(128), MAX_VOICES)]
@@ -122,11 +125,13 @@ class Message:
     """Base of all messages. Two messages are equal when they encode to the same bytes."""
 
     TAG: ClassVar[int]
+    FIRST: ClassVar[int]
+    """The version, of those spoken, that the message came with."""
     FIELDS: ClassVar[tuple[tuple[str, Codec], ...]]
     LENGTHS: ClassVar[dict[int, int]]
-    """How many of the fields a version has."""
+    """How many of the fields a version has, from `FIRST` on."""
     LATER: ClassVar[tuple[Later, ...]]
-    """The fields that `OLDEST` does not have."""
+    """The fields that came after `FIRST`."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and [*map(bytes, encode(self))] == [*map(bytes, encode(other))]
@@ -138,22 +143,29 @@ class Message:
 M = TypeVar("M", bound=Message)
 
 
-def _message(tag: int) -> Callable[[type[M]], type[M]]:
-    """Class decorator: compiles the annotated fields of a message class and enters it in the registry under `tag`."""
+def _message(tag: int, first: int = OLDEST) -> Callable[[type[M]], type[M]]:
+    """Class decorator: compiles the annotated fields of a message class and enters it in the registry under `tag`.
+
+    `first`: the protocol version it came with.
+    """
 
     def register(cls: type[M]) -> type[M]:
         hints = get_type_hints(cls, include_extras=True)
-        cls.TAG = tag
+        cls.TAG, cls.FIRST = tag, first
         cls.FIELDS = tuple((f.name, hints[f.name].__metadata__[0]) for f in fields(cls))
         since = [(f, mark.version) for f in fields(cls) for mark in hints[f.name].__metadata__[1:]]
-        cls.LENGTHS = {v: len(cls.FIELDS) - sum(version > v for _, version in since) for v in VERSIONS}
-        cls.LATER = tuple(Later(f.name, v, _default(f)) for f, v in since if v > OLDEST)
+        cls.LENGTHS = {v: len(cls.FIELDS) - sum(version > v for _, version in since) for v in VERSIONS if v >= first}
+        cls.LATER = tuple(Later(f.name, v, _default(f)) for f, v in since if v > first)
         if tag in REGISTRY:
             raise TypeError(f"tag {tag:#x} is taken by {REGISTRY[tag].__name__}")
         REGISTRY[tag] = cls
         return cls
 
     return register
+
+
+def _no_tokens() -> IntArray:
+    return np.zeros(0, np.int32)
 
 
 def _default(of: Field[Any]) -> object:
@@ -194,7 +206,7 @@ class Synth(Message):
     sample_type: SampleType
     deadline_ms: U32
     credit: U32
-    prompt: Annotated[bytes, Blob(MAX_PROMPT_AUDIO)]
+    prompt: AudioFile
     instruct: Annotated[str, Instruction, Since(3)] = ""
 
 
@@ -251,6 +263,27 @@ class Resume(Message):
     seq: U32
     rows: U63
     credit: U32
+
+
+@_message(0x18, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class Convert(Message):
+    """Asks for what is said in `source`, an audio file, in another voice; answered as `Synth`, whose fields it has."""
+
+    request_id: RequestId
+    voice: Name
+    seed: Seed
+    speed: Speed
+    output: Decoded
+    sample_type: SampleType
+    deadline_ms: U32
+    credit: U32
+    prompt: AudioFile
+    source: AudioFile
+
+
+SpeechRequest = Synth | Convert
+"""What a client may ask for speech by."""
 
 
 # ---- broker -> client ------------------------------------------------------------------------------------------------
@@ -400,7 +433,8 @@ class Audio(Message):
 @_message(0x33)
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded(Message):
-    """The encode stage's result. `text_ids` holds all sentences' ids end to end, `lengths` how many each has.
+    """The encode stage's result. `text_ids` holds all sentences' ids end to end, `lengths` how many each has; a
+    conversion has none, but the speech tokens of its source, `source_tokens`, which are decoded as they are.
     `voice_key` is a content hash of the voice features (prompt tokens (n,), prompt mel (2n, 80), embedding (192,))."""
 
     request_id: RequestId
@@ -414,6 +448,7 @@ class Encoded(Message):
     voice_tokens: PromptTokens
     voice_mel: PromptMel
     voice_embedding: Embedding
+    source_tokens: Annotated[IntArray, Array(("i4",), MAX_PROMPT_TOKENS), Since(3)] = field(default_factory=_no_tokens)
 
 
 @_message(0x34)
@@ -508,7 +543,7 @@ class EncodeWork(Message):
     text: Sentence
     voice: Name
     prompt_text: Sentence
-    prompt: Annotated[bytes, Blob(MAX_PROMPT_AUDIO)]
+    prompt: AudioFile
     instruct: Annotated[str, Instruction, Since(3)] = ""
 
 
@@ -596,6 +631,21 @@ class Ping(Message):
     epoch: Epoch
 
 
+@_message(0x58, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class ConvertWork(Message):
+    """One conversion for an encode worker; fields as in `Convert`. Answered by `Encoded` or `StageFailed`."""
+
+    request_id: RequestId
+    attempt: U16
+    voice: Name
+    prompt: AudioFile
+    source: AudioFile
+
+
+StageWork = EncodeWork | ConvertWork | GenerateWork | DecodeWork
+"""What a worker may be given of a request."""
+
 _TOKENS_ATTEMPT = [name for name, _ in Tokens.FIELDS].index("attempt")
 
 # ---- encoding --------------------------------------------------------------------------------------------------------
@@ -623,7 +673,7 @@ def encode(message: Message, version: int = VERSION) -> list[Buffer]:
 
 def since(message: Message) -> int:
     """The first version, of those spoken, that can say all that the message says."""
-    return max((later.version for later in message.LATER if later.said_by(message)), default=OLDEST)
+    return max((later.version for later in message.LATER if later.said_by(message)), default=message.FIRST)
 
 
 def head(cls: type[Message], version: int) -> bytes:
@@ -642,7 +692,7 @@ def readdress(frames: Sequence[Buffer], attempt: int) -> list[Buffer]:
 def translate(frames: Sequence[Buffer], version: int) -> Sequence[Buffer]:
     """A valid message as one of another version. Raises `ProtocolError` if it says what that version cannot."""
     cls = message_type(frames[0])
-    if cls.LENGTHS[version] == cls.LENGTHS[frames[0][2]]:
+    if cls.LENGTHS.get(version) == cls.LENGTHS[frames[0][2]]:
         return [head(cls, version), *frames[1:]]
     return encode(decode(frames), version)
 
@@ -662,7 +712,7 @@ def message_type(first: Buffer) -> type[Message]:
             f"protocol version {first[2]} is not supported, this side speaks {OLDEST} and {VERSION}: upgrade the older"
         )
     cls = REGISTRY.get(first[3])
-    if cls is None:
+    if cls is None or first[2] < cls.FIRST:
         raise ProtocolError(f"unknown message tag {first[3]:#04x}: the other side is newer or corrupt")
     return cls
 

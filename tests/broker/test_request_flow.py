@@ -222,7 +222,7 @@ def test_prompt_audio_reaches_the_encode_worker_and_is_freed_after(stack: Harnes
     assert stack.core._board.prompts.used == 400
     stack.result(encoded("r1", 1))
     assert stack.core._board.prompts.used == 0
-    assert stack.core._board.requests.live["r1"].synth.prompt == b""
+    assert stack.core._board.requests.live["r1"].asked.prompt == b""
 
 
 def test_an_instruction_reaches_the_encode_worker(stack: Harness) -> None:

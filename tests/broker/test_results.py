@@ -164,7 +164,7 @@ def test_a_result_that_cannot_be_read_ends_its_request_if_it_names_one(cut: int)
     for peer in (CLIENT, b"encode-1"):
         harness.take(peer)
     frames = raw(encoded("r1", 1))
-    harness.carry_out(harness.core.result([*frames[:-1], frames[-1][:cut]], harness.now))
+    harness.carry_out(harness.core.result([*frames[:-2], frames[-2][:cut], frames[-1]], harness.now))
     assert_worker_failed(harness, b"encode-1")
 
 

@@ -11,7 +11,7 @@ from lighttts.client.request import make_synth, read_prompt
 from lighttts.config import BrokerConfig
 from lighttts.errors import InvalidInput
 from lighttts.transport.endpoints import DEFAULT_BROKER
-from lighttts.transport.wire import MAX_PROMPT_AUDIO, MAX_TEXT, Synth
+from lighttts.transport.wire import MAX_AUDIO_FILE, MAX_TEXT, Synth
 
 
 def make(text: str = "Hello.", **changes: object) -> Synth:
@@ -44,7 +44,7 @@ def make(text: str = "Hello.", **changes: object) -> Synth:
         ({"instruct": "\udcff"}, "instruct"),
         ({"instruct": "x" * 4097}, "instruct"),
         ({"prompt": b""}, "prompt"),
-        ({"prompt": bytes(MAX_PROMPT_AUDIO + 1)}, "prompt"),
+        ({"prompt": bytes(MAX_AUDIO_FILE + 1)}, "prompt"),
         ({"prompt": "no/such/file.wav"}, "prompt"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**63}, "seed"),
