@@ -26,8 +26,8 @@ from lighttts.transport.wire import (
     Hello,
     ListVoices,
     Message,
+    SpeechRequest,
     Status,
-    Synth,
     Voices,
     Welcome,
     decode,
@@ -58,9 +58,9 @@ class Session:
 
     # ---- callers ----
 
-    def open(self, synth: Synth, now: float) -> None:
+    def open(self, asked: SpeechRequest, now: float) -> None:
         """Begins a request; its events are delivered under its request id."""
-        stream = Stream(synth, self._timeouts, self._instructions.append, now)
+        stream = Stream(asked, self._timeouts, self._instructions.append, now)
         self._streams[stream.id] = stream
         if self.connection.link is Link.READY:
             self._begin(stream, now)

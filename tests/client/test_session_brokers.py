@@ -22,6 +22,7 @@ from lighttts.transport.wire import (
     OLDEST,
     VERSION,
     Accepted,
+    Convert,
     End,
     EndAck,
     Error,
@@ -29,6 +30,7 @@ from lighttts.transport.wire import (
     ListVoices,
     Message,
     Resume,
+    SpeechRequest,
     Synth,
     Voices,
     Welcome,
@@ -294,10 +296,17 @@ def older() -> Bench:
     return bench
 
 
-@pytest.mark.parametrize("voice", ["heart", ""])
-def test_what_an_older_broker_does_not_know_is_an_error_and_is_not_asked_for_without_it(voice: str) -> None:
+CONVERT = Convert("r1", "heart", 7, 1.0, "audio", "f32", 0, 0, b"", b"RIFF")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [replace(synth("heart"), instruct="in a whisper"), replace(synth(""), instruct="in a whisper"), CONVERT],
+    ids=["instruct", "instruct, any voice", "conversion"],
+)
+def test_what_an_older_broker_does_not_know_is_an_error_and_is_not_asked_for(asked: SpeechRequest) -> None:
     bench = older()
-    bench.open(replace(synth(voice), instruct="in a whisper"))
+    bench.open(asked)
     bench.receive(*(Voices(message.query_id, 24000, ("heart",)) for message in bench.take_sent()))
     assert bench.take_sent() == []
     assert isinstance(bench.error(), ProtocolError)
