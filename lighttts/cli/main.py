@@ -22,6 +22,7 @@ EPILOG = """\
 examples:
   lighttts-cli synth "Hello there." -o hello.wav        speak into a file
   echo "Hello there." | lighttts-cli synth - -o - | ffplay -autoexit -nodisp -
+  lighttts-cli convert me.wav --voice heart -o heart.wav   say it in another voice
   lighttts-cli up                                       run broker and workers until Ctrl-C
   lighttts-cli doctor                                   what is missing, and how to mend it
 
