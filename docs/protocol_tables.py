@@ -34,7 +34,7 @@ LIMITS = {
     "MAX_PAYLOADS": "payload frames of a message",
     "MAX_ARRAY": "entries of a msgpack array",
     "MAX_TEXT": "bytes of a text (a broker allows fewer characters: `Welcome.max_text`)",
-    "MAX_PROMPT_AUDIO": "bytes of a prompt's audio file",
+    "MAX_AUDIO_FILE": "bytes of an audio file: a prompt's or a source's",
 }
 _DTYPES = {"i4": np.int32, "i2": np.int16, "f2": np.float16, "f4": np.float32}
 
@@ -154,12 +154,16 @@ def _messages() -> list[str]:
 def _message(tag: int, cls: type[Message]) -> str:
     doc = " ".join((cls.__doc__ or "").split())
     rows = [f"| `{name}` | {describe(codec)}{_since(cls, index)} |" for index, (name, codec) in enumerate(cls.FIELDS)]
-    return "\n".join([f"**`{cls.__name__}`** tag `{tag:02x}`. {doc}", "", "| field | type |", "|---|---|", *rows])
+    head = f"**`{cls.__name__}`** tag `{tag:02x}`{_from(cls.FIRST, wire.OLDEST)}. {doc}"
+    return "\n".join([head, "", "| field | type |", "|---|---|", *rows])
 
 
 def _since(cls: type[Message], index: int) -> str:
-    first = min(version for version, length in cls.LENGTHS.items() if index < length)
-    return f", since version {first}" if first > wire.OLDEST else ""
+    return _from(min(version for version, length in cls.LENGTHS.items() if index < length), cls.FIRST)
+
+
+def _from(version: int, before: int) -> str:
+    return f", since version {version}" if version > before else ""
 
 
 def _one_line(doc: str | None) -> str:

@@ -11,13 +11,14 @@ from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings, refuse
 from lighttts.broker.instructions import Metric, Reply, SaveRequest
 from lighttts.broker.outbox import Channel, Outbox
-from lighttts.broker.requests import CLOSED, Request, State
+from lighttts.broker.requests import CLOSED, Request, State, audio_bytes
 from lighttts.broker.resume import Resumption
 from lighttts.broker.slow import SlowClients
 from lighttts.errors import Cancelled, LightTTSError, ProtocolError
 from lighttts.transport.wire import (
     STAGES,
     Cancel,
+    Convert,
     Credit,
     EndAck,
     GetStatus,
@@ -25,6 +26,7 @@ from lighttts.transport.wire import (
     ListVoices,
     Message,
     Resume,
+    SpeechRequest,
     Status,
     Synth,
     Voices,
@@ -49,7 +51,8 @@ class Clients:
         self._slow = SlowClients(board.requests, endings, board.settings.slow_client_s)
         self._handlers: dict[type[Message], Callable[..., None]] = {
             Hello: self._hello,
-            Synth: self._synth,
+            Synth: self._speech,
+            Convert: self._speech,
             Resume: resumption.ask,
             Credit: self._credit,
             Cancel: self._cancel,
@@ -92,7 +95,7 @@ class Clients:
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
-    def _synth(self, client: bytes, message: Synth, now: float) -> None:
+    def _speech(self, client: bytes, message: SpeechRequest, now: float) -> None:
         try:
             admit(client, message, self._board, now)
         except LightTTSError as error:
@@ -103,7 +106,7 @@ class Clients:
         allowed = message.deadline_ms / 1000 or self._settings.deadline_s
         outbox = Outbox(Channel.CLIENTS, client, self._board.output, credit)
         request = Request(message.request_id, client, message, outbox, received=now, deadline=now + allowed)
-        self._board.prompts.hold(len(message.prompt))
+        self._board.prompts.hold(audio_bytes(message))
         self._requests.add(request)
         self._step.observe(Metric.REQUESTS, label=request.method)
         self._step.log("info", "request received", request_id=request.id, method=request.method, output=message.output)

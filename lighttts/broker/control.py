@@ -25,6 +25,7 @@ from lighttts.transport.wire import (
     Registered,
     decode,
     encode,
+    version_of,
 )
 
 LEAVE_GRACE_S = 0.5
@@ -65,7 +66,7 @@ class Control:
             self._refuse(identity, "malformed", error)
             return
         if isinstance(message, Register):
-            self._register(identity, message, now)
+            self._register(identity, message, version_of(frames), now)
         elif isinstance(message, Grant | Heartbeat | Drain | Bye):
             self._known(identity, message, now)
         else:
@@ -115,7 +116,7 @@ class Control:
 
     # ---- messages ------------------------------------------------------------------------------------------------
 
-    def _register(self, identity: bytes, hello: Register, now: float) -> None:
+    def _register(self, identity: bytes, hello: Register, version: int, now: float) -> None:
         silent_since = now - NAMESAKE_BEATS * self._settings.heartbeat_s
         for old in self._workers.same(identity, hello, silent_since):
             self.lose(old, "it registered anew", now, died=False)
@@ -123,7 +124,7 @@ class Control:
             self._refuse(identity, "full", Overloaded(f"the broker has {len(self._workers)} workers and takes no more"))
             return
         outbox = Outbox(Channel.WORKERS, identity, Budget(BACKLOG_BYTES))
-        worker = Worker(hello, outbox, registered=now, seen=now, moved=now)
+        worker = Worker(hello, outbox, registered=now, seen=now, version=version, moved=now)
         self._workers.add(worker, now)
         beat, expiry = (round(1000 * seconds) for seconds in (self._settings.heartbeat_s, self._settings.expiry_s))
         self._dispatcher.send(worker, Registered(hello.epoch, self._board.name, beat, expiry))

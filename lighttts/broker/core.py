@@ -201,5 +201,9 @@ class Core:
                 late = DeadlineExceeded(f"not complete within {seconds:g} s: allow more time, or try again later")
                 self._endings.fail(request, late, now)
             elif stage := self._dispatcher.missing_stage(request, now, patience):
-                missing = NoWorker(f"no {stage} worker is connected: start lighttts-{stage}, or look into its log")
-                self._endings.fail(request, missing, now)
+                self._endings.fail(request, self._missing(stage), now)
+
+    def _missing(self, stage: str) -> NoWorker:
+        if self._board.workers.absent_since(stage) is None:
+            return NoWorker(f"the {stage} workers are of an older version, which does not know this: upgrade them")
+        return NoWorker(f"no {stage} worker is connected: start lighttts-{stage}, or look into its log")

@@ -12,10 +12,14 @@ from lighttts.transport.wire import (
     STAGES,
     Abort,
     Accepted,
+    Convert,
+    ConvertWork,
     DecodeWork,
+    Encoded,
     EncodeWork,
     GenerateWork,
     Message,
+    StageWork,
     encode,
     readdress,
 )
@@ -47,6 +51,20 @@ class Dispatcher:
             self._queues[stage][request.id] = request
         self.run(stage, now)
 
+    def onward(self, request: Request, now: float) -> None:
+        """Puts an encoded request into the queues of the stages that have a part of it to do."""
+        if len(request.log) and "decode" in request.stages:
+            self.enter("decode", request, now)
+        if request.generated:
+            self.all_generated(request, now)
+        else:
+            self.enter("llm", request, now)
+
+    def all_generated(self, request: Request, now: float) -> None:
+        """Notes that nothing of `request` is left but to decode."""
+        request.move(State.DECODING, now)
+        self._step.add(SaveState(request.id, request.state.value))
+
     def withdraw(self, request: Request) -> None:
         """Takes `request` out of every queue, and tells each worker that has it to drop it."""
         for queue in self._queues.values():
@@ -75,7 +93,7 @@ class Dispatcher:
             if worker:
                 del queue[request.id]
                 self._hand(stage, request, worker, now)
-            elif not request.suspect(stage):
+            elif not request.particular(stage):
                 return
 
     def _hand(self, stage: str, request: Request, worker: Worker, now: float) -> None:
@@ -124,45 +142,57 @@ class Dispatcher:
         self._step.add(worker.outbox)
 
     def missing_stage(self, request: Request, now: float, patience: float) -> str | None:
-        """A stage that `request` waits for, or has yet to enter, and no worker has served for `patience` seconds of its
-        life."""
+        """A stage that `request` waits for, or has yet to enter, and no worker that could do its part has served for
+        `patience` seconds of its life."""
         for stage in request.stages:
-            absent = self._workers.absent_since(stage)
+            absent = self._workers.absent_since(stage, request.version(stage))
             needed = stage not in request.started or request.id in self._queues[stage]
             if absent is not None and needed and now - max(absent, request.received) >= patience:
                 return stage
         return None
 
 
-def work(stage: str, request: Request) -> Message:
+def work(stage: str, request: Request) -> StageWork:
     """The message that hands `stage` of `request` to a worker."""
-    synth, encoded, log, attempt = request.synth, request.encoded, request.log, request.attempts[stage]
     if stage == "encode":
-        return EncodeWork(request.id, attempt, synth.text, synth.voice, synth.prompt_text, synth.prompt)
-    if encoded is None:
+        return _encode_work(request)
+    if request.encoded is None:
         raise InternalError(f"request {request.id} comes to stage {stage} before it is encoded")
-    if stage == "llm":
-        return GenerateWork(
-            request.id,
-            attempt,
-            synth.seed,
-            log.sentence,
-            len(log),
-            encoded.lengths,
-            encoded.text_ids,
-            encoded.prompt_text_ids,
-            encoded.llm_prompt_tokens,
-            log.unfinished(),
-        )
-    flow = request.flow
-    tokens_seq, tokens = log.before(flow.sentence)
+    return (_generate_work if stage == "llm" else _decode_work)(request, request.encoded)
+
+
+def _encode_work(request: Request) -> EncodeWork | ConvertWork:
+    asked, attempt = request.asked, request.attempts["encode"]
+    if isinstance(asked, Convert):
+        return ConvertWork(request.id, attempt, asked.voice, asked.prompt, asked.source)
+    return EncodeWork(request.id, attempt, asked.text, asked.voice, asked.prompt_text, asked.prompt, asked.instruct)
+
+
+def _generate_work(request: Request, encoded: Encoded) -> GenerateWork:
+    return GenerateWork(
+        request.id,
+        request.attempts["llm"],
+        request.asked.seed,
+        request.log.sentence,
+        len(request.log),
+        encoded.lengths,
+        encoded.text_ids,
+        encoded.prompt_text_ids,
+        encoded.llm_prompt_tokens,
+        request.log.unfinished(),
+    )
+
+
+def _decode_work(request: Request, encoded: Encoded) -> DecodeWork:
+    asked, flow = request.asked, request.flow
+    tokens_seq, tokens = request.log.before(flow.sentence)
     return DecodeWork(
         request.id,
-        attempt,
-        synth.seed,
-        synth.speed,
-        synth.output,
-        synth.sample_type,
+        request.attempts["decode"],
+        asked.seed,
+        asked.speed,
+        asked.output,
+        asked.sample_type,
         flow.sentence,
         tokens_seq,
         tokens,

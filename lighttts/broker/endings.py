@@ -39,8 +39,7 @@ class Endings:
         request.move(State.FLUSHING, now)
         self._step.add(SaveState(request.id, request.state.value))
         self._measure(request, now)
-        sentences = len(request.encoded.lengths) if request.encoded else 0
-        request.farewell = encode(End(request.id, request.flow.frames, request.log.tokens, sentences))
+        request.farewell = encode(End(request.id, request.flow.frames, request.log.tokens, request.log.sentence))
         request.outbox.add(request.farewell)
         self.settle(request, now)
 
@@ -89,7 +88,7 @@ class Endings:
         self.parked += 1
         request.move(State.PARKED, now)
         request.outbox.clear()
-        self._board.prompts.free(request.drop_prompt())
+        self._board.prompts.free(request.drop_audio())
         self._requests.remove(request)
         self._step.add(ReleaseRequest(request.id))
 
@@ -118,7 +117,7 @@ class Endings:
     def _close(self, request: Request, state: State, now: float, code: str) -> None:
         request.move(state, now)
         request.closed = request.offered = now
-        self._board.prompts.free(request.drop_prompt())
+        self._board.prompts.free(request.drop_audio())
         request.encoded = None
         self._requests.close(request)
         self._step.add(SaveState(request.id, state.value))
@@ -138,7 +137,7 @@ class Endings:
             self.forget(next(iter(self._requests.closing.values())), now)
 
     def _measure(self, request: Request, now: float) -> None:
-        rate = ROWS_PER_SECOND.get(request.synth.output, self._board.workers.sample_rate)
+        rate = ROWS_PER_SECOND.get(request.asked.output, self._board.workers.sample_rate)
         if request.flow.rows and rate:
             self._step.observe(Metric.REAL_TIME_FACTOR, (now - request.received) * rate / request.flow.rows)
 

@@ -20,8 +20,8 @@ class Reply(NamedTuple):
 
 
 class SaveRequest(NamedTuple):
-    """Store a new request: who its client is (`Board.who`) and its `Synth` message. Answered when it is safe, or is
-    not."""
+    """Store a new request: who its client is (`Board.who`) and the message that asks for it, `Synth` or `Convert`.
+    Answered when it is safe, or is not."""
 
     request_id: str
     client: bytes

@@ -32,7 +32,7 @@ from lighttts.broker.keys import LEASE, keys_of, lease_of
 from lighttts.broker.outbox import Frames
 from lighttts.broker.state import Saved
 from lighttts.errors import LightTTSError
-from lighttts.transport.wire import Encoded, Message, Synth, Tokens, decode
+from lighttts.transport.wire import Convert, Encoded, Message, Synth, Tokens, decode
 
 
 class Outcome(enum.IntEnum):
@@ -197,8 +197,8 @@ def saved(request_id: str, raw: Raw) -> Saved:
         state, owner = raw.request[b"state"].decode(), raw.request[b"owner"].decode()
     except (KeyError, ValueError) as error:
         raise Damaged(f"it cannot be read: {error}") from error
-    synth = _message(request_id, raw.request[b"synth"], Synth)
-    encoded = _message(request_id, raw.encoded, Encoded) if raw.encoded else ()
+    synth = _message(request_id, raw.request[b"synth"], (Synth, Convert))
+    encoded = _message(request_id, raw.encoded, (Encoded,)) if raw.encoded else ()
     return Saved(raw.request[b"client"], synth, state, encoded, log, received, owner)
 
 
@@ -229,25 +229,26 @@ def _log(request_id: str, tokens: dict[bytes, bytes]) -> dict[int, Frames]:
         raise Damaged("its token log has something else than sequence numbers") from error
     if sorted(log) != list(range(len(log))):
         raise Damaged(f"its token log has a hole: {len(log)} entries up to {max(log)}")
-    return {seq: _message(request_id, log[seq], Tokens, seq) for seq in sorted(log)}
+    return {seq: _message(request_id, log[seq], (Tokens,), seq) for seq in sorted(log)}
 
 
-def _message(request_id: str, stored: bytes, kind: type[Message], seq: int | None = None) -> list[bytes]:
-    """The frames of a stored message, which is one of that kind and of that request."""
+def _message(request_id: str, stored: bytes, kinds: tuple[type[Message], ...], seq: int | None = None) -> list[bytes]:
+    """The frames of a stored message, which is of one of those kinds and of that request."""
+    kind = " or ".join(kind.__name__ for kind in kinds)
     try:
         frames: list[bytes] = msgpack.unpackb(stored)
         if type(frames) is not list or any(type(frame) is not bytes for frame in frames):
             raise ValueError("it is no array of frames")
         message = decode(frames)
     except (LightTTSError, ValueError, msgpack.UnpackException) as error:
-        raise Damaged(f"its {kind.__name__} message is none: {error}") from error
+        raise Damaged(f"its {kind} message is none: {error}") from error
     match message:
-        case Synth(request_id=of) | Encoded(request_id=of):
-            right = isinstance(message, kind) and of == request_id
+        case Synth(request_id=of) | Convert(request_id=of) | Encoded(request_id=of):
+            right = isinstance(message, kinds) and of == request_id
         case Tokens(request_id=of, seq=at):
-            right = kind is Tokens and (of, at) == (request_id, seq)
+            right = isinstance(message, kinds) and (of, at) == (request_id, seq)
         case _:
             right = False
     if not right:
-        raise Damaged(f"its {kind.__name__} message is another's")
+        raise Damaged(f"its {kind} message is another's")
     return frames

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING
 from lighttts.broker.outbox import Frames, Outbox
 from lighttts.broker.token_log import TokenLog
 from lighttts.errors import InternalError
-from lighttts.transport.wire import STAGES, Encoded, Synth
+from lighttts.transport.wire import (
+    OLDEST,
+    STAGES,
+    Convert,
+    Encoded,
+    Message,
+    SpeechRequest,
+    Synth,
+    Tokens,
+    encode,
+    since,
+)
 
 if TYPE_CHECKING:
     from lighttts.broker.workers import Worker
@@ -24,7 +35,7 @@ class State(enum.Enum):
     """It waits for an encode worker."""
     ENCODING = "encoding"
     ENCODED = "encoded"
-    """It waits for an llm worker."""
+    """It waits for an llm worker, unless it has its tokens."""
     GENERATING = "generating"
     DECODING = "decoding"
     """All tokens are made, the rest of the output is not."""
@@ -48,7 +59,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     _S.RECEIVED: _BROKEN_OFF | {_S.ADMITTED},
     _S.ADMITTED: _BROKEN_OFF | {_S.ENCODING},
     _S.ENCODING: _BROKEN_OFF | {_S.ENCODED},
-    _S.ENCODED: _BROKEN_OFF | {_S.GENERATING},
+    _S.ENCODED: _BROKEN_OFF | {_S.GENERATING, _S.DECODING},
     _S.GENERATING: _BROKEN_OFF | {_S.DECODING, _S.FLUSHING},
     _S.DECODING: _BROKEN_OFF | {_S.FLUSHING},
     _S.FLUSHING: _BROKEN_OFF | {_S.ENDING},
@@ -59,6 +70,15 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     _S.FORGOTTEN: frozenset(),
 }
 CLOSED = frozenset({_S.ENDING, _S.FAILED, _S.CANCELLED, _S.PARKED, _S.FORGOTTEN})
+
+PATHS: dict[tuple[type[Message], str], tuple[str, ...]] = {
+    (Synth, "audio"): ("encode", "llm", "decode"),
+    (Synth, "mel"): ("encode", "llm", "decode"),
+    (Synth, "tokens"): ("encode", "llm"),
+    (Convert, "audio"): ("encode", "decode"),
+    (Convert, "mel"): ("encode", "decode"),
+}
+"""The stages that a request passes through, by what it is and its output."""
 
 ROWS_PER_SECOND = {"mel": 50, "tokens": 25}
 """Rows of an output in a second of speech; those of audio are the sample rate."""
@@ -97,7 +117,7 @@ class Request:
 
     id: str
     client: bytes
-    synth: Synth
+    asked: SpeechRequest
     outbox: Outbox
     received: float
     deadline: float
@@ -122,6 +142,14 @@ class Request:
         """Whether it may be what its last worker of `stage` died of."""
         return self.deaths[stage] > 0
 
+    def version(self, stage: str) -> int:
+        """The version of the protocol that has words for its work at `stage`."""
+        return since(self.asked) if stage == "encode" else OLDEST
+
+    def particular(self, stage: str) -> bool:
+        """Whether not every worker of `stage` may have it: others need not wait until it has one."""
+        return self.suspect(stage) or self.version(stage) > OLDEST
+
     @property
     def readdressed(self) -> bool:
         """Whether its decode worker knows it by another attempt than its llm worker."""
@@ -130,14 +158,23 @@ class Request:
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages it passes through."""
-        return ("encode", "llm") if self.synth.output == "tokens" else ("encode", "llm", "decode")
+        return PATHS[type(self.asked), self.asked.output]
+
+    @property
+    def generated(self) -> bool:
+        """Whether all its tokens are made."""
+        return self.encoded is not None and self.log.sentence >= len(self.encoded.lengths)
 
     @property
     def method(self) -> str:
-        """How its voice is given: preset, zero_shot or cross_lingual."""
-        if self.synth.voice:
+        """What is asked for: conversion, instruct; else how the voice is given: preset, zero_shot or cross_lingual."""
+        if isinstance(self.asked, Convert):
+            return "conversion"
+        if self.asked.instruct:
+            return "instruct"
+        if self.asked.voice:
             return "preset"
-        return "zero_shot" if self.synth.prompt_text else "cross_lingual"
+        return "zero_shot" if self.asked.prompt_text else "cross_lingual"
 
     def move(self, state: State, now: float) -> None:
         """Changes the state. Raises `InternalError` with the history when the table does not allow it."""
@@ -147,12 +184,33 @@ class Request:
         self.history.append((now, self.state))
         self.state = state
 
-    def drop_prompt(self) -> int:
-        """Frees the prompt audio, which only the encode stage needs; returns how many bytes it had."""
-        size = len(self.synth.prompt)
-        if size:
-            self.synth = replace(self.synth, prompt=b"")
+    def fits(self, encoded: Encoded) -> bool:
+        """Whether the encode stage's result is one of such a request."""
+        if isinstance(self.asked, Convert):
+            return len(encoded.source_tokens) > 0 and not encoded.lengths
+        return bool(encoded.lengths) and sum(encoded.lengths) == len(encoded.text_ids)
+
+    def take(self, encoded: Encoded) -> None:
+        """It is encoded. A conversion has all its tokens with that: they are its only sentence."""
+        self.encoded = encoded
+        if isinstance(self.asked, Convert):
+            source = encoded.source_tokens
+            whole = Tokens(self.id, self.attempts["llm"], encoded.epoch, 0, 0, final=True, last=True, tokens=source)
+            self.log.add(encode(whole), len(source), final=True)
+
+    def drop_audio(self) -> int:
+        """Frees its recordings, which only the encode stage needs; returns how many bytes they had."""
+        size = audio_bytes(self.asked)
+        if isinstance(self.asked, Convert):
+            self.asked = replace(self.asked, prompt=b"", source=b"")
+        elif size:
+            self.asked = replace(self.asked, prompt=b"")
         return size
+
+
+def audio_bytes(asked: SpeechRequest) -> int:
+    """Bytes of the recordings that come with a request."""
+    return len(asked.prompt) + (len(asked.source) if isinstance(asked, Convert) else 0)
 
 
 class RequestTable:

@@ -99,7 +99,7 @@ class Results:
             or type(last) is not bool
             or type(sentence) is not int
             or not request.flow.sentence <= sentence <= request.log.sentence
-            or _OUTPUT[cls] != request.synth.output
+            or _OUTPUT[cls] != request.asked.output
             or (last and request.state is not State.DECODING)
         ):
             self._broken(request, "decode", now)
@@ -109,7 +109,7 @@ class Results:
             if request.suspect("decode"):
                 self._takeover.acquit("decode", request, now)
             request.flow.hear(sentence)
-            self._relayed[request.synth.output] += 1
+            self._relayed[request.asked.output] += 1
             self._deliver(request, frames, rows, last, now)
 
     def _tokens(self, frames: Frames, now: float) -> None:
@@ -139,7 +139,7 @@ class Results:
         self._relayed["tokens"] += 1
         if last:
             self._stage_done("llm", request, now)
-        if request.synth.output == "tokens":
+        if request.asked.output == "tokens":
             self._deliver(request, frames, rows, last, now)
         else:
             self._decode(request, frames, last, now)
@@ -147,8 +147,7 @@ class Results:
     def _decode(self, request: Request, frames: Frames, last: bool, now: float) -> None:
         """Passes tokens to the decode worker that has the request; the first ones ask for such a worker."""
         if last:
-            request.move(State.DECODING, now)
-            self._step.add(SaveState(request.id, request.state.value))
+            self._dispatcher.all_generated(request, now)
         worker = request.holders.get("decode")
         if worker:
             worker.outbox.add(readdress(frames, request.attempts["decode"]) if request.readdressed else frames)
@@ -173,7 +172,7 @@ class Results:
         else:
             flow.plays_until = now
             instructions.append(Observe(Metric.FIRST_AUDIO, now - request.received))
-        if request.synth.output == "audio":
+        if request.asked.output == "audio":
             if now > flow.plays_until:
                 instructions.append(Observe(Metric.UNDERRUNS, 1.0))
                 flow.plays_until = now
@@ -198,18 +197,18 @@ class Results:
         request = self._current(message.request_id, message.attempt, message.epoch, "encode", now)
         if request is None:
             return
-        if not message.lengths or sum(message.lengths) != len(message.text_ids):
+        if not request.fits(message):
             self._broken(request, "encode", now)
             return
         self._stage_done("encode", request, now)
         if request.suspect("encode"):
             self._takeover.acquit("encode", request, now)
         request.move(State.ENCODED, now)
-        request.encoded = message
-        self._board.prompts.free(request.drop_prompt())
+        request.take(message)
+        self._board.prompts.free(request.drop_audio())
         self._step.add(SaveEncoded(request.id, frames))
         self._step.add(SaveState(request.id, request.state.value))
-        self._dispatcher.enter("llm", request, now)
+        self._dispatcher.onward(request, now)
 
     def _stage_failed(self, frames: Frames, now: float) -> None:
         message = decode(frames)
@@ -260,7 +259,7 @@ class Results:
     def _garbled(self, frames: list[bytes], now: float) -> None:
         """A result that cannot be read leaves its request waiting for it: if it says which one, that fails now."""
         try:
-            request_id, attempt, epoch = unpack_body(REGISTRY[frames[0][3]], frames[1])[:3]
+            request_id, attempt, epoch = unpack_body(REGISTRY[frames[0][3]], frames[1], frames[0][2])[:3]
         except ProtocolError:
             return
         request = self._live.get(request_id) if type(request_id) is str else None

@@ -15,10 +15,10 @@ from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import MOST, Endings, refuse
 from lighttts.broker.instructions import DeleteRequest, Fetch, Metric, ReleaseRequest, Reply
 from lighttts.broker.outbox import Channel, Outbox
-from lighttts.broker.requests import Flow, Request, State
+from lighttts.broker.requests import Flow, Request, State, audio_bytes
 from lighttts.broker.state import Claim, Found, Saved
 from lighttts.errors import LightTTSError, Overloaded, UnknownRequest
-from lighttts.transport.wire import STAGES, Encoded, Resume, Synth, Tokens, decode
+from lighttts.transport.wire import STAGES, Convert, Encoded, Resume, Synth, Tokens, decode
 
 FETCH_INTERVAL_S = 0.2
 FETCH_LIMIT_S = 10.0
@@ -111,7 +111,7 @@ class Resumption:
             self._step.add(DeleteRequest(request_id))
             refuse(self._step, asked.client, request_id, error)
             return
-        self._board.prompts.hold(len(request.synth.prompt))
+        self._board.prompts.hold(audio_bytes(request.asked))
         self._board.requests.add(request)
         self._step.observe(Metric.RESUMED)
         self._step.log(
@@ -139,27 +139,28 @@ class Resumption:
 
     def _request(self, asked: Asked, saved: Saved, now: float) -> Request:
         """The request as it was. Raises `UnknownRequest` if the client has heard more than can be made again."""
-        synth, message, settings = decode(saved.synth), asked.message, self._board.settings
-        assert isinstance(synth, Synth)
+        speech, message, settings = decode(saved.synth), asked.message, self._board.settings
+        assert isinstance(speech, Synth | Convert)
         received = now - max(0.0, self._wall() - saved.received)
         outbox = Outbox(Channel.CLIENTS, asked.client, self._board.output, min(message.credit, settings.max_credit))
-        deadline = received + (synth.deadline_ms / 1000 or settings.deadline_s)
-        request = Request(message.request_id, asked.client, synth, outbox, received, deadline, State.ADMITTED)
+        deadline = received + (speech.deadline_ms / 1000 or settings.deadline_s)
+        request = Request(message.request_id, asked.client, speech, outbox, received, deadline, State.ADMITTED)
         # Late results of the attempts before this broker parked it are none of those that follow.
         request.attempts = dict.fromkeys(STAGES, self._endings.parked % LIVES * ATTEMPTS_A_LIFE)
         request.accepted = message.accepted
         request.flow = Flow(frames=message.seq, rows=message.rows, heard=None, last_at=now, plays_until=now)
         if saved.encoded:
             self._restore(request, saved)
-        if synth.output == "tokens" and len(request.log) < message.seq:
+        if speech.output == "tokens" and len(request.log) < message.seq:
             raise UnknownRequest("the request's tokens were lost with the broker: send it again")
         return request
 
     def _restore(self, request: Request, saved: Saved) -> None:
         encoded = decode(saved.encoded)
         assert isinstance(encoded, Encoded)
-        request.encoded, request.state = encoded, State.ENCODED
-        request.drop_prompt()
+        request.take(encoded)
+        request.state = State.ENCODED
+        request.drop_audio()
         for seq in range(len(saved.tokens)):
             frames = saved.tokens[seq]
             tokens = decode(frames)
@@ -172,20 +173,14 @@ class Resumption:
             self._dispatcher.accept(request)
             self._dispatcher.enter("encode", request, now)
             return
-        assert request.encoded is not None
         self._dispatcher.accept(request)
-        if request.synth.output == "tokens":
+        if request.asked.output == "tokens":
             for frames in request.log.after(request.flow.frames):
                 request.flow.frames += 1
                 request.outbox.add(frames)
             self._step.add(request.outbox)
-        elif len(request.log):
-            self._dispatcher.enter("decode", request, now)
-        if request.log.sentence < len(request.encoded.lengths):
-            self._dispatcher.enter("llm", request, now)
-        else:
-            request.move(State.GENERATING, now)
-            if request.synth.output == "tokens":
+            if request.generated:
+                request.move(State.GENERATING, now)
                 self._endings.complete(request, now)
-            else:
-                request.move(State.DECODING, now)
+                return
+        self._dispatcher.onward(request, now)

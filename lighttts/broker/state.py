@@ -45,7 +45,8 @@ class StoreEvents(NamedTuple):
 
 @dataclass(slots=True)
 class Saved:
-    """One stored request; `tokens` by sequence number 0, 1, 2, ..., `received` in Unix time."""
+    """One stored request; `synth`: the message that asked for it, a `Synth` or `Convert`; `tokens` by sequence number
+    0, 1, 2, ...; `received` in Unix time."""
 
     client: bytes = b""
     synth: Frames = ()

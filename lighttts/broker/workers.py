@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from lighttts.broker.breaker import Breaker, BreakerState
 from lighttts.broker.outbox import Outbox
 from lighttts.broker.requests import Request
-from lighttts.transport.wire import MAX_VOICES, MAX_WORKERS, STAGES, Register, WorkerStatus
+from lighttts.transport.wire import MAX_VOICES, MAX_WORKERS, OLDEST, STAGES, VERSION, VERSIONS, Register, WorkerStatus
 
 MOST_CREDIT = 1 << 20
 ISOLATE_AFTER = 2
@@ -35,6 +35,8 @@ class Worker:
     outbox: Outbox
     registered: float
     seen: float
+    version: int = VERSION
+    """Of the protocol, as it speaks it: what an older one has no words for it cannot be asked to do."""
     breaker: Breaker = field(default_factory=Breaker)
     """Open while it is avoided. It outlives the registration: a worker that dies and starts again is the same one."""
     state: WorkerState = WorkerState.READY
@@ -91,7 +93,7 @@ class WorkerTable:
         self._by_identity: dict[bytes, Worker] = {}
         self._by_epoch: dict[int, Worker] = {}
         self._by_stage: dict[str, dict[bytes, Worker]] = {stage: {} for stage in STAGES}
-        self._absent: dict[str, float | None] = dict.fromkeys(STAGES, now)
+        self._absent: dict[tuple[str, int], float | None] = {(s, v): now for s in STAGES for v in VERSIONS}
         self.sample_rate = 0
         """As the last worker that told one said; 0 before."""
 
@@ -161,19 +163,21 @@ class WorkerTable:
 
     def choose(self, stage: str, request: Request, now: float) -> Worker | None:
         """The worker with most granted credit, among equals the one with least in hand; None if there is none for
-        `request`: one that has outlived two workers shares its worker with no other suspect.
+        `request`: its worker must know what it asks for, and if it has outlived two, it shares the next with no other
+        suspect.
 
         One that failed time and again is taken only if there is no other, or to try it once more.
         """
-        free = [worker for worker in self._by_stage[stage].values() if worker.credit > 0]
+        version = request.version(stage)
+        free = [w for w in self._by_stage[stage].values() if w.credit > 0 and w.version >= version]
         if request.suspect(stage):
             free = [worker for worker in free if _bearable(worker, request)]
         free = [worker for worker in free if not worker.breaker.retry_after(now)] or free
         return max(free, key=lambda worker: (worker.credit, -len(worker.active)), default=None)
 
-    def absent_since(self, stage: str) -> float | None:
-        """Since when no worker of `stage` takes work; None while one does."""
-        return self._absent[stage]
+    def absent_since(self, stage: str, version: int = OLDEST) -> float | None:
+        """Since when no worker of `stage` that speaks `version` or a newer one takes work; None while one does."""
+        return self._absent[stage, version]
 
     def voices(self) -> tuple[str, ...]:
         """The preset voices that the encode workers know, sorted."""
@@ -201,7 +205,9 @@ class WorkerTable:
         )
 
     def _note_presence(self, stage: str, now: float) -> None:
-        if any(worker.state is WorkerState.READY for worker in self._by_stage[stage].values()):
-            self._absent[stage] = None
-        elif self._absent[stage] is None:
-            self._absent[stage] = now
+        ready = [w.version for w in self._by_stage[stage].values() if w.state is WorkerState.READY]
+        for version in VERSIONS:
+            if any(spoken >= version for spoken in ready):
+                self._absent[stage, version] = None
+            elif self._absent[stage, version] is None:
+                self._absent[stage, version] = now

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lighttts import __version__
-from lighttts.cli import bench, doctor, keys, options, status, synth, up, voices
+from lighttts.cli import bench, convert, doctor, keys, options, status, synth, up, voices
 from lighttts.cli.signals import Stopped, raise_stop_signals
 from lighttts.errors import LightTTSError
 
@@ -22,6 +22,7 @@ EPILOG = """\
 examples:
   lighttts-cli synth "Hello there." -o hello.wav        speak into a file
   echo "Hello there." | lighttts-cli synth - -o - | ffplay -autoexit -nodisp -
+  lighttts-cli convert me.wav --voice heart -o heart.wav   say it in another voice
   lighttts-cli up                                       run broker and workers until Ctrl-C
   lighttts-cli doctor                                   what is missing, and how to mend it
 
@@ -50,7 +51,7 @@ def build_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     parser.add_argument("--version", action="version", version=f"lighttts {__version__}")
     options.add_common(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (synth, up, voices, status, bench, keys, doctor):
+    for module in (synth, convert, up, voices, status, bench, keys, doctor):
         command = commands.add_parser(
             module.NAME,
             help=module.SUMMARY,

@@ -11,11 +11,11 @@ from typing import TypeVar
 from lighttts.client.events import Answered, Chunk, Event, Failed
 from lighttts.client.loop import ClientLoop
 from lighttts.client.receipt import Receipt
-from lighttts.client.request import Output, Prompt, SampleFormat, make_synth
+from lighttts.client.request import Decoded, Output, Recording, SampleFormat, make_convert, make_synth
 from lighttts.client.stream import Timeouts
 from lighttts.errors import ProtocolError
 from lighttts.transport.endpoints import DEFAULT_BROKER
-from lighttts.transport.wire import GetStatus, ListVoices, Status, Synth, Voices
+from lighttts.transport.wire import GetStatus, ListVoices, SpeechRequest, Status, Voices
 
 Answer = TypeVar("Answer", Voices, Status)
 
@@ -44,9 +44,10 @@ class AsyncClient:
         self,
         text: str,
         voice: str | None = None,
-        prompt: Prompt | None = None,
+        prompt: Recording | None = None,
         prompt_text: str = "",
         *,
+        instruct: str = "",
         seed: int | None = None,
         speed: float = 1.0,
         output: Output = "audio",
@@ -60,6 +61,7 @@ class AsyncClient:
             voice=voice,
             prompt=prompt,
             prompt_text=prompt_text,
+            instruct=instruct,
             seed=seed,
             speed=speed,
             output=output,
@@ -67,6 +69,32 @@ class AsyncClient:
             deadline=deadline,
         )
         return AsyncSynthesis(self, self._loop, synth, retries)
+
+    def convert(
+        self,
+        source: Recording,
+        voice: str | None = None,
+        prompt: Recording | None = None,
+        *,
+        seed: int | None = None,
+        speed: float = 1.0,
+        output: Decoded = "audio",
+        format: SampleFormat = "f32",
+        deadline: float | None = None,
+        retries: int = 0,
+    ) -> AsyncSynthesis:
+        """As `Client.convert`. Must be called in a running event loop; files given as paths are read at once."""
+        asked = make_convert(
+            source,
+            voice=voice,
+            prompt=prompt,
+            seed=seed,
+            speed=speed,
+            output=output,
+            format=format,
+            deadline=deadline,
+        )
+        return AsyncSynthesis(self, self._loop, asked, retries)
 
     async def voices(self) -> tuple[str, ...]:
         """The names of the preset voices that can be asked for now. Raises `Unavailable`."""
@@ -100,13 +128,13 @@ class AsyncClient:
 class AsyncSynthesis:
     """Speech on its way: an asynchronous iterator of chunks; everything `Synthesis` says holds here."""
 
-    def __init__(self, client: AsyncClient, loop: ClientLoop, synth: Synth, retries: int) -> None:
+    def __init__(self, client: AsyncClient, loop: ClientLoop, asked: SpeechRequest, retries: int) -> None:
         self._client = client
         self._loop = loop
-        self._receipt = Receipt(synth)
+        self._receipt = Receipt(asked)
         self._mailbox = _Mailbox()
-        loop.open(synth, self._mailbox, retries)
-        loop.cancel_with(self, synth.request_id)
+        loop.open(asked, self._mailbox, retries)
+        loop.cancel_with(self, asked.request_id)
 
     @property
     def request_id(self) -> str:

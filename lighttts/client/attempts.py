@@ -16,14 +16,14 @@ from lighttts.client.events import FINAL, Arrived, Deliver, Event, Failed, Instr
 from lighttts.client.retry import Budget, backoff
 from lighttts.client.session import Session
 from lighttts.errors import Cancelled, LightTTSError
-from lighttts.transport.wire import Synth
+from lighttts.transport.wire import SpeechRequest
 
 
 @dataclass
 class _Request:
     """`current`: the id of the attempt in the session; `due`: when the next one begins, infinity while one is on."""
 
-    synth: Synth
+    asked: SpeechRequest
     retries: int
     deadline: float
     current: str
@@ -43,14 +43,14 @@ class Attempts:
         self._attempts: dict[str, _Request] = {}
         self._cancelled: list[Instruction] = []
 
-    def open(self, synth: Synth, retries: int, now: float) -> None:
+    def open(self, asked: SpeechRequest, retries: int, now: float) -> None:
         """Begins a request, and up to `retries` times again."""
         self._budget.earn(now)
         if retries:
-            deadline = now + synth.deadline_ms / 1000 if synth.deadline_ms else math.inf
-            request = _Request(synth, retries, deadline, synth.request_id)
-            self._requests[synth.request_id] = self._attempts[synth.request_id] = request
-        self._session.open(synth, now)
+            deadline = now + asked.deadline_ms / 1000 if asked.deadline_ms else math.inf
+            request = _Request(asked, retries, deadline, asked.request_id)
+            self._requests[asked.request_id] = self._attempts[asked.request_id] = request
+        self._session.open(asked, now)
 
     def consumed(self, request_id: str, now: float) -> None:
         """The caller has taken one chunk."""
@@ -73,7 +73,7 @@ class Attempts:
             if request is None or not isinstance(instruction, Deliver):
                 taken.append(instruction)
             elif not self._again(request, instruction.event, now):
-                taken.append(Deliver(request.synth.request_id, instruction.event))
+                taken.append(Deliver(request.asked.request_id, instruction.event))
         return taken
 
     def next_due(self) -> float:
@@ -111,11 +111,11 @@ class Attempts:
     def _begin(self, request: _Request, now: float) -> None:
         request.tried += 1
         request.due = math.inf
-        request.current = f"{request.synth.request_id}.{request.tried}"
+        request.current = f"{request.asked.request_id}.{request.tried}"
         self._attempts[request.current] = request
         left = 0 if request.deadline == math.inf else max(1, math.ceil(1000 * (request.deadline - now)))
-        self._session.open(replace(request.synth, request_id=request.current, deadline_ms=left), now)
+        self._session.open(replace(request.asked, request_id=request.current, deadline_ms=left), now)
 
     def _forget(self, request: _Request) -> None:
         self._attempts.pop(request.current, None)
-        del self._requests[request.synth.request_id]
+        del self._requests[request.asked.request_id]

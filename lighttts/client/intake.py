@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lighttts.client.events import Chunk
-from lighttts.transport.wire import Audio, Mel, Synth, Tokens
+from lighttts.transport.wire import Audio, Mel, SpeechRequest, Tokens
 
 Frame = Audio | Mel | Tokens
 FRAMES = (Audio, Mel, Tokens)
@@ -25,11 +25,11 @@ _DTYPES = {
 class Intake:
     """What has come of a request: `received` frames with `rows` samples, mel frames or tokens in all."""
 
-    def __init__(self, synth: Synth, now: float) -> None:
+    def __init__(self, asked: SpeechRequest, now: float) -> None:
         self.received = 0
         self.rows = 0
-        self._frame_type = _FRAME_OF[synth.output]
-        self._dtypes = _DTYPES[synth.sample_type if synth.output == "audio" else synth.output]
+        self._frame_type = _FRAME_OF[asked.output]
+        self._dtypes = _DTYPES[asked.sample_type if asked.output == "audio" else asked.output]
         self._window = 0
         self._credit = 0
         self._consumed = 0

@@ -32,7 +32,7 @@ from lighttts.transport.schema import Buffer
 from lighttts.transport.security import Proof
 from lighttts.transport.transport import NO_TARGET, Delivery, Link, Sockets
 from lighttts.transport.watch import Connection, connection_event
-from lighttts.transport.wire import GetStatus, Hello, ListVoices, Synth, encode
+from lighttts.transport.wire import GetStatus, Hello, ListVoices, SpeechRequest, encode
 
 RETRY_SEND = 0.01
 """Seconds until another try when the socket takes nothing more."""
@@ -76,14 +76,14 @@ class ClientLoop:
         self._thread = threading.Thread(target=self._run, name="lighttts-client", daemon=True)
         self._thread.start()
 
-    def open(self, synth: Synth, sink: Sink, retries: int) -> None:
+    def open(self, asked: SpeechRequest, sink: Sink, retries: int) -> None:
         """Begins a request, and up to `retries` times again if it fails.
 
         Raises `Unavailable` when the client is closed or belongs to another process, `InvalidInput`.
         """
         if retries < 0:
             raise InvalidInput("the number of retries must be 0 or more", field="retries")
-        self._begin(synth.request_id, sink, lambda: self._attempts.open(synth, retries, time.monotonic()))
+        self._begin(asked.request_id, sink, lambda: self._attempts.open(asked, retries, time.monotonic()))
 
     def query(self, kind: type[ListVoices] | type[GetStatus], sink: Sink) -> None:
         """Asks for voices or status. Raises `Unavailable` as `open` does."""

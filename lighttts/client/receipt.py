@@ -8,7 +8,7 @@ import numpy as np
 
 from lighttts.client.events import Answered, Arrived, Chunk, Event, Failed, Started
 from lighttts.errors import Cancelled, LightTTSError
-from lighttts.transport.wire import Synth
+from lighttts.transport.wire import SpeechRequest
 
 _EMPTY: dict[str, Chunk] = {
     "f32": np.zeros(0, np.float32),
@@ -21,14 +21,14 @@ _EMPTY: dict[str, Chunk] = {
 class Receipt:
     """A request's progress. `tokens`: speech tokens (25 a second of speech) behind the chunks taken so far."""
 
-    def __init__(self, synth: Synth) -> None:
-        self.request_id = synth.request_id
-        self.seed = synth.seed
+    def __init__(self, asked: SpeechRequest) -> None:
+        self.request_id = asked.request_id
+        self.seed = asked.seed
         self.tokens = 0
         self.rate: int | None = None
         self.over = False
         self._error: LightTTSError | None = None
-        self._empty = _EMPTY[synth.sample_type if synth.output == "audio" else synth.output]
+        self._empty = _EMPTY[asked.sample_type if asked.output == "audio" else asked.output]
 
     def take(self, event: Event) -> Chunk | None:
         """The chunk of an event, None if it has none. Raises the error of `Failed`."""

@@ -1,4 +1,4 @@
-"""What a caller asks for, checked and made into a `Synth` message before anything is sent."""
+"""What a caller asks for, checked and made into a `Synth` or `Convert` message before anything is sent."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ import os
 import secrets
 import uuid
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 from lighttts.errors import InvalidInput, ProtocolError
-from lighttts.transport.wire import MAX_PROMPT_AUDIO, Synth, encode
+from lighttts.transport.wire import MAX_AUDIO_FILE, Convert, Synth, encode
 
 Output = Literal["audio", "mel", "tokens"]
+Decoded = Literal["audio", "mel"]
 SampleFormat = Literal["f32", "s16"]
-Prompt = bytes | str | os.PathLike[str] | BinaryIO
+Recording = bytes | str | os.PathLike[str] | BinaryIO
+"""An audio file: its bytes, its path, or it opened."""
+S = TypeVar("S", Synth, Convert)
 
 
 def make_synth(
     text: str,
     *,
     voice: str | None,
-    prompt: Prompt | None,
+    prompt: Recording | None,
     prompt_text: str,
+    instruct: str,
     seed: int | None,
     speed: float,
     output: Output,
@@ -33,10 +37,11 @@ def make_synth(
 
     An empty voice and prompt stand for the broker's first preset voice. Raises `InvalidInput` naming the field.
     """
-    if voice is not None and prompt is not None:
-        raise InvalidInput("give a voice or a prompt, not both", field="voice")
+    _check_voice(voice, prompt)
     if prompt is None and prompt_text:
         raise InvalidInput("prompt_text says what is spoken in a prompt: give the prompt too", field="prompt_text")
+    if instruct and prompt_text:
+        raise InvalidInput("give an instruct or a prompt_text, not both", field="instruct")
     synth = Synth(
         request_id=uuid.uuid4().hex,
         text=_checked_text(text),
@@ -48,35 +53,76 @@ def make_synth(
         sample_type=format,
         deadline_ms=_milliseconds(deadline),
         credit=0,
-        prompt=b"" if prompt is None else read_prompt(prompt),
+        prompt=b"" if prompt is None else read_audio(prompt, "prompt"),
+        instruct=_checked_unicode(instruct, "instruct"),
     )
-    try:
-        encode(synth)
-    except ProtocolError as error:
-        raise InvalidInput(error.text.removeprefix("Synth."), field=error.field) from None
-    return synth
+    return _encodable(synth)
 
 
-def read_prompt(prompt: Prompt) -> bytes:
-    """The bytes of a prompt given as bytes, path or open file. Raises `InvalidInput`."""
-    if isinstance(prompt, bytes):
-        content = prompt
-    elif isinstance(prompt, str | os.PathLike):
+def make_convert(
+    source: Recording,
+    *,
+    voice: str | None,
+    prompt: Recording | None,
+    seed: int | None,
+    speed: float,
+    output: Decoded,
+    format: SampleFormat,
+    deadline: float | None,
+) -> Convert:
+    """As `make_synth`, for a conversion of `source`."""
+    _check_voice(voice, prompt)
+    convert = Convert(
+        request_id=uuid.uuid4().hex,
+        voice=voice or "",
+        seed=secrets.randbits(63) if seed is None else seed,
+        speed=speed,
+        output=output,
+        sample_type=format,
+        deadline_ms=_milliseconds(deadline),
+        credit=0,
+        prompt=b"" if prompt is None else read_audio(prompt, "prompt"),
+        source=read_audio(source, "source"),
+    )
+    return _encodable(convert)
+
+
+def read_audio(recording: Recording, field: str) -> bytes:
+    """The bytes of a recording given for `field`. Raises `InvalidInput`."""
+    if isinstance(recording, bytes):
+        content = recording
+    elif isinstance(recording, str | os.PathLike):
         try:
-            with Path(prompt).open("rb") as file:
-                content = file.read(MAX_PROMPT_AUDIO + 1)
+            with Path(recording).open("rb") as file:
+                content = file.read(MAX_AUDIO_FILE + 1)
         except OSError as error:
             raise InvalidInput(
-                f"prompt {os.fspath(prompt)} cannot be read: {error.strerror}", field="prompt"
+                f"{field} {os.fspath(recording)} cannot be read: {error.strerror}", field=field
             ) from error
     else:
-        content = prompt.read(MAX_PROMPT_AUDIO + 1)
+        content = recording.read(MAX_AUDIO_FILE + 1)
     if not content:
-        raise InvalidInput("the prompt is empty: give an audio file", field="prompt")
-    if len(content) > MAX_PROMPT_AUDIO:
-        limit = MAX_PROMPT_AUDIO >> 20
-        raise InvalidInput(f"the prompt is larger than {limit} MiB: a few seconds of speech are enough", field="prompt")
+        raise InvalidInput(f"the {field} is empty: give an audio file", field=field)
+    if len(content) > MAX_AUDIO_FILE:
+        limit = MAX_AUDIO_FILE >> 20
+        raise InvalidInput(
+            f"the {field} is larger than {limit} MiB: no more than 30 s of speech are taken", field=field
+        )
     return content
+
+
+def _encodable(message: S) -> S:
+    try:
+        encode(message)
+    except ProtocolError as error:
+        text = error.text.removeprefix(f"{type(message).__name__}.")
+        raise InvalidInput(text, field=error.field) from None
+    return message
+
+
+def _check_voice(voice: str | None, prompt: Recording | None) -> None:
+    if voice is not None and prompt is not None:
+        raise InvalidInput("give a voice or a prompt, not both", field="voice")
 
 
 def _checked_text(text: str) -> str:

@@ -26,8 +26,8 @@ from lighttts.transport.wire import (
     Hello,
     ListVoices,
     Message,
+    SpeechRequest,
     Status,
-    Synth,
     Voices,
     Welcome,
     decode,
@@ -58,9 +58,9 @@ class Session:
 
     # ---- callers ----
 
-    def open(self, synth: Synth, now: float) -> None:
+    def open(self, asked: SpeechRequest, now: float) -> None:
         """Begins a request; its events are delivered under its request id."""
-        stream = Stream(synth, self._timeouts, self._instructions.append, now)
+        stream = Stream(asked, self._timeouts, self._instructions.append, now)
         self._streams[stream.id] = stream
         if self.connection.link is Link.READY:
             self._begin(stream, now)
@@ -161,7 +161,7 @@ class Session:
                 self._begin(stream, now)
             elif stream.phase is Phase.SEVERED:
                 self._expect(now)
-                stream.resume(self._window, now)
+                stream.resume(self._window, self.connection.version, now)
                 self._schedule(stream.due)
         self._post_queries(now)
 
@@ -170,7 +170,7 @@ class Session:
         if stream is None:
             return
         if isinstance(message, Voices) and message.names:
-            stream.choose(message.names[0])
+            stream.choose(message.names[0], now)
         elif not self._seek_workers(now):
             text = "the broker has no preset voice now: give a prompt, or start a lighttts-encode worker"
             stream.fail(NoWorker(text), now)
@@ -235,10 +235,10 @@ class Session:
 
     def _begin(self, stream: Stream, now: float) -> None:
         self._expect(now)
-        if stream.begin(self._window, now):
+        if stream.begin(self._window, self.connection.version, now):
             self._queries.ask(ListVoices(self.new_key()), math.inf, stream)
             self._queries.post()
-        self._schedule(stream.due)
+        self._settle(stream)
 
     def _post_queries(self, now: float) -> None:
         self._expect(now)

@@ -27,7 +27,7 @@ from lighttts.errors import (
     UnknownRequest,
     from_code,
 )
-from lighttts.transport.wire import Accepted, Cancel, Credit, End, EndAck, Error, Message, Resume, Synth
+from lighttts.transport.wire import Accepted, Cancel, Credit, End, EndAck, Error, Message, Resume, SpeechRequest, since
 
 FORGET_AFTER = 30.0
 """Seconds that a cancelled request waits for the broker's last word."""
@@ -57,41 +57,46 @@ class Timeouts:
 
 
 class Stream:
-    """A request from `Synth` to `End`. `emit` takes the instructions it causes; `due` is when to call `tick` next."""
+    """A request until its `End`. `emit` takes the instructions it causes; `due` is when to call `tick` next."""
 
-    def __init__(self, synth: Synth, timeouts: Timeouts, emit: Callable[[Instruction], None], now: float) -> None:
-        self.id = synth.request_id
+    def __init__(
+        self, asked: SpeechRequest, timeouts: Timeouts, emit: Callable[[Instruction], None], now: float
+    ) -> None:
+        self.id = asked.request_id
         self.phase = Phase.WAITING
-        self._synth: Synth | None = synth  # until it is accepted: a prompt is large
-        self._intake = Intake(synth, now)
-        self._deadline = now + synth.deadline_ms / 1000 if synth.deadline_ms else math.inf
+        self._asked: SpeechRequest | None = asked  # until it is accepted: a prompt is large
+        self._intake = Intake(asked, now)
+        self._deadline = now + asked.deadline_ms / 1000 if asked.deadline_ms else math.inf
         self._timeouts = timeouts
         self._emit = emit
         self._moved = now
         self._connect_due = now + timeouts.connect
-        self._window = 0
+        self._window = self._version = 0
         self._may_send_again = False
         self._severed: LightTTSError = Unavailable("there is no connection to the broker")
         self._history: list[str] = []
 
     # ---- towards the broker ----
 
-    def begin(self, window: int, now: float) -> bool:
-        """The broker is ready and allows `window` frames in flight. True if the voice must be chosen first."""
-        assert self._synth is not None
-        self._window = window
+    def begin(self, window: int, version: int, now: float) -> bool:
+        """The broker is ready, allows `window` frames in flight and is spoken to in a `version` of the protocol.
+
+        True if the voice must be chosen first.
+        """
+        assert self._asked is not None
+        self._window, self._version = window, version
         self._moved = now
-        if self._synth.voice or self._synth.prompt:
-            self._ask()
+        if self._asked.voice or self._asked.prompt:
+            self._ask(now)
             return False
         self._enter(Phase.CHOOSING)
         return True
 
-    def choose(self, voice: str) -> None:
+    def choose(self, voice: str, now: float) -> None:
         """Asks with `voice`, the broker's first."""
-        if self.phase is Phase.CHOOSING and self._synth is not None:
-            self._synth = replace(self._synth, voice=voice)
-            self._ask()
+        if self.phase is Phase.CHOOSING and self._asked is not None:
+            self._asked = replace(self._asked, voice=voice)
+            self._ask(now)
 
     def consumed(self, now: float) -> None:
         """The caller has taken a chunk: more may come for it, once that is worth a message."""
@@ -110,11 +115,11 @@ class Stream:
             self._connect_due = now + self._timeouts.connect
             self._enter(Phase.WAITING if self.phase is Phase.CHOOSING else Phase.SEVERED)
 
-    def resume(self, window: int, now: float) -> None:
+    def resume(self, window: int, version: int, now: float) -> None:
         """There is a connection again."""
-        self._window = window
+        self._window, self._version = window, version
         self._moved = now
-        accepted = self._synth is None
+        accepted = self._asked is None
         self._may_send_again = True
         credit = self._intake.open(window)
         self._emit(Send(Resume(self.id, accepted, self._intake.received, self._intake.rows, credit)))
@@ -129,7 +134,7 @@ class Stream:
             self._enter(Phase.CANCELLED)
         else:
             self._enter(Phase.OVER)
-        self._synth = None
+        self._asked = None
         self._moved = now
         self._tell(Failed(error))
 
@@ -146,7 +151,7 @@ class Stream:
             handler(self, message, now)
 
     def _accepted(self, message: Accepted, now: float) -> None:
-        self._synth = None
+        self._asked = None
         self._enter(Phase.STREAMING)
         self._tell(Started(message.sample_rate))
 
@@ -173,7 +178,7 @@ class Stream:
         """Nothing is known of a request that was sent just before the connection broke: perhaps it never arrived."""
         if self._may_send_again and message.code == UnknownRequest.code:
             self._may_send_again = False
-            self._ask()
+            self._ask(now)
         else:
             self._error(message, now)
 
@@ -220,10 +225,14 @@ class Stream:
 
     # ---- helpers ----
 
-    def _ask(self) -> None:
-        assert self._synth is not None
+    def _ask(self, now: float) -> None:
+        assert self._asked is not None
+        if since(self._asked) > self._version:
+            text = "the broker is of an older version, which does not know all that is asked for: upgrade it"
+            self.fail(ProtocolError(text), now)
+            return
         self._enter(Phase.ASKED)
-        self._emit(Send(replace(self._synth, credit=self._intake.open(self._window))))
+        self._emit(Send(replace(self._asked, credit=self._intake.open(self._window))))
 
     def _violated(self, problem: str, now: float) -> None:
         self.fail(ProtocolError(f"the broker broke the protocol: {problem}"), now)

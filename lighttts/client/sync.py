@@ -11,11 +11,11 @@ from typing import TypeVar
 from lighttts.client.events import Answered, Chunk, Event, Failed
 from lighttts.client.loop import ClientLoop
 from lighttts.client.receipt import Receipt
-from lighttts.client.request import Output, Prompt, SampleFormat, make_synth
+from lighttts.client.request import Decoded, Output, Recording, SampleFormat, make_convert, make_synth
 from lighttts.client.stream import Timeouts
 from lighttts.errors import ProtocolError
 from lighttts.transport.endpoints import DEFAULT_BROKER
-from lighttts.transport.wire import GetStatus, ListVoices, Status, Synth, Voices
+from lighttts.transport.wire import GetStatus, ListVoices, SpeechRequest, Status, Voices
 
 Answer = TypeVar("Answer", Voices, Status)
 
@@ -58,9 +58,10 @@ class Client:
         self,
         text: str,
         voice: str | None = None,
-        prompt: Prompt | None = None,
+        prompt: Recording | None = None,
         prompt_text: str = "",
         *,
+        instruct: str = "",
         seed: int | None = None,
         speed: float = 1.0,
         output: Output = "audio",
@@ -72,9 +73,11 @@ class Client:
 
         voice: a preset voice's name (see `voices`); without voice and prompt the broker's first one.
         prompt: speech to clone the voice of: an audio file's path, bytes or open binary file, at most 16 MiB.
-        prompt_text: what is said in the prompt (zero-shot); empty clones without it (cross-lingual).
+        prompt_text: what is said in the prompt (zero-shot); without it the prompt may be of another language than the
+            text (cross-lingual).
+        instruct: how to speak, in words, such as "in a whisper"; goes with a voice or a prompt, not with a prompt_text.
         seed: 0 to 2**63-1; the same seed and text give the same audio. None: a random one, see `Synthesis.seed`.
-        speed: 0.5 to 2.0.
+        speed: 0.5 to 2.0. At another speed than 1 each sentence comes in one chunk, when all of it is made.
         output: "audio": samples (n,) float32 or, with format="s16", int16; "mel": log-mel frames (n, 80) float32, 50
             a second; "tokens": speech tokens (n,) int32, 25 a second.
         deadline: seconds for the whole request, retries included.
@@ -88,6 +91,7 @@ class Client:
             voice=voice,
             prompt=prompt,
             prompt_text=prompt_text,
+            instruct=instruct,
             seed=seed,
             speed=speed,
             output=output,
@@ -95,6 +99,36 @@ class Client:
             deadline=deadline,
         )
         return Synthesis(self, self._loop, synth, retries)
+
+    def convert(
+        self,
+        source: Recording,
+        voice: str | None = None,
+        prompt: Recording | None = None,
+        *,
+        seed: int | None = None,
+        speed: float = 1.0,
+        output: Decoded = "audio",
+        format: SampleFormat = "f32",
+        deadline: float | None = None,
+        retries: int = 0,
+    ) -> Synthesis:
+        """Asks for what is said in `source` in another voice (voice conversion); all else is as in `synthesize`.
+
+        source: speech, 1 to 30 s: an audio file's path, bytes or open binary file, at most 16 MiB.
+        voice, prompt: who is to say it.
+        """
+        asked = make_convert(
+            source,
+            voice=voice,
+            prompt=prompt,
+            seed=seed,
+            speed=speed,
+            output=output,
+            format=format,
+            deadline=deadline,
+        )
+        return Synthesis(self, self._loop, asked, retries)
 
     def voices(self) -> tuple[str, ...]:
         """The names of the preset voices that can be asked for now. Raises `Unavailable`."""
@@ -133,13 +167,13 @@ class Synthesis:
     For one thread at a time.
     """
 
-    def __init__(self, client: Client, loop: ClientLoop, synth: Synth, retries: int) -> None:
+    def __init__(self, client: Client, loop: ClientLoop, asked: SpeechRequest, retries: int) -> None:
         self._client = client
         self._loop = loop
-        self._receipt = Receipt(synth)
+        self._receipt = Receipt(asked)
         self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        loop.open(synth, self._mailbox, retries)
-        loop.cancel_with(self, synth.request_id)
+        loop.open(asked, self._mailbox, retries)
+        loop.cancel_with(self, asked.request_id)
 
     @property
     def request_id(self) -> str:

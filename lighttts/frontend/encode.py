@@ -1,4 +1,4 @@
-"""The encode stage without its daemon: a request's text and voice -> what the language model and the flow take."""
+"""The encode stage without its daemon: a request's text or recording, and its voice -> what the models take."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lighttts.errors import InvalidInput, ModelError, UnknownVoice
-from lighttts.frontend.audio import read_prompt
+from lighttts.frontend.audio import read_prompt, read_source
 from lighttts.frontend.cache import FeatureCache
-from lighttts.frontend.marks import END_OF_PROMPT
+from lighttts.frontend.instruction import Instructions
 from lighttts.frontend.prompt import Int32, PromptExtractor, VoiceFeatures
 from lighttts.frontend.text import TextNormalizer
 from lighttts.frontend.tokenizer import TextTokenizer
@@ -21,8 +21,7 @@ from lighttts.models.voices import VoiceInfo
 
 DEFAULT_CACHE_BYTES = 256 << 20
 _NAMES_IN_ERROR = 20
-_INSTRUCTION = "You are a helpful assistant." + END_OF_PROMPT
-"""CosyVoice3 was trained with an instruction before every text; this is upstream's plain one."""
+_NONE = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,23 @@ class EncodeJob:
     """One request: `text`, and either `voice`, the name of a registered voice, or `prompt_audio`, an audio file.
 
     With `prompt_text`, the words of the prompt, it is zero-shot; with none (or only white space) it is cross-lingual.
+    `instruct`, which is said in the place of `prompt_text`, says how to speak.
     """
 
     text: str
     voice: str = ""
     prompt_audio: bytes = b""
     prompt_text: str = ""
+    instruct: str = ""
+
+
+@dataclass(frozen=True)
+class ConvertJob:
+    """One conversion: what is said in `source`, an audio file, is to be said by `voice` or as in `prompt_audio`."""
+
+    source: bytes
+    voice: str = ""
+    prompt_audio: bytes = b""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +64,18 @@ class Encoded:
     prompt_text_ids: Int32
     """Text tokens that go before each sentence's: (n,), none unless the voice has a prompt text or an instruction."""
     llm_prompt_tokens: Int32
-    """Speech tokens that the language model continues: (n,), none for a voice without prompt and if cross-lingual."""
+    """Speech tokens that the language model continues: (n,), none for a voice without prompt, if cross-lingual and if
+    instructed."""
+    voice: VoiceFeatures
+    """The flow's prompt and the speaker."""
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """A conversion as the flow takes it."""
+
+    tokens: Int32
+    """The source's speech tokens (n,)."""
     voice: VoiceFeatures
     """The flow's prompt and the speaker."""
 
@@ -75,21 +96,34 @@ class EncodeEngine:
         for voice in self.voices.values():
             _check_prompt_text(voice, embedded)
         self._presets = {name: _preset_features(voice) for name, voice in self.voices.items()}
-        self._instruction = _instruction(self._tokenizer, directory.version)
+        self._instructions = Instructions(self._tokenizer, directory.version)
 
     def encode(self, job: EncodeJob) -> Encoded:
-        """The job encoded. Raises `InvalidInput` or `UnknownVoice` for what the job has wrong, `ModelError` else."""
-        if bool(job.voice) == bool(job.prompt_audio):
-            raise InvalidInput("Give either the name of a voice or prompt audio, and not both.", field="voice")
+        """The job encoded; with an instruction as upstream's `frontend_instruct2`.
+
+        Raises `InvalidInput` or `UnknownVoice` for what the job has wrong, `ModelError` else.
+        """
+        _check_voice(job)
         if job.voice and job.prompt_text:
             raise InvalidInput(
                 "Prompt text goes with prompt audio; leave it out for a named voice.", field="prompt_text"
             )
+        if job.instruct and job.prompt_text:
+            raise InvalidInput("Give an instruction or a prompt text, and not both.", field="instruct")
         sentences = tuple(Sentence(text, self._tokenizer.encode(text)) for text in self._normalizer.sentences(job.text))
         prompt_text_ids, llm_tokens, voice = self._preset(job.voice) if job.voice else self._prompt(job)
-        if self._instruction.size and not self._has_instruction(prompt_text_ids, sentences):
-            prompt_text_ids = np.concatenate((self._instruction, prompt_text_ids))
+        if job.instruct.strip():
+            return Encoded(sentences, self._instructions.encode(job.instruct), _NONE, voice)
+        if self._instructions.needed(prompt_text_ids, [sentence.ids for sentence in sentences]):
+            prompt_text_ids = np.concatenate((self._instructions.plain, prompt_text_ids))
         return Encoded(sentences, prompt_text_ids, llm_tokens, voice)
+
+    def convert(self, job: ConvertJob) -> Converted:
+        """The job encoded, as upstream's `frontend_vc`. Raises as `encode`."""
+        _check_voice(job)
+        speech = read_source(job.source)
+        voice = self._preset(job.voice)[2] if job.voice else self._features(job.prompt_audio)
+        return Converted(self._extractor.speech_tokens(speech), voice)
 
     def _preset(self, name: str) -> tuple[Int32, Int32, VoiceFeatures]:
         """Upstream's `frontend_sft`, or `frontend_zero_shot` with a registered prompt."""
@@ -100,9 +134,8 @@ class EncodeEngine:
 
     def _prompt(self, job: EncodeJob) -> tuple[Int32, Int32, VoiceFeatures]:
         """Upstream's `frontend_zero_shot`, or `frontend_cross_lingual` without prompt text."""
-        none = np.zeros(0, np.int32)
         if not job.prompt_text.strip():
-            return none, none, self._features(job.prompt_audio)
+            return _NONE, _NONE, self._features(job.prompt_audio)
         text_ids = self._tokenizer.encode(self._normalizer.prompt(job.prompt_text), "prompt_text")
         features = self._features(job.prompt_audio)
         return text_ids, features.tokens, features
@@ -115,26 +148,16 @@ class EncodeEngine:
             self.cache.put(digest, features)
         return features
 
-    def _has_instruction(self, prompt_text_ids: Int32, sentences: tuple[Sentence, ...]) -> bool:
-        end = self._instruction[-1]
-        return bool(np.any(prompt_text_ids == end)) or all(bool(np.any(item.ids == end)) for item in sentences)
+
+def _check_voice(job: EncodeJob | ConvertJob) -> None:
+    if bool(job.voice) == bool(job.prompt_audio):
+        raise InvalidInput("Give either the name of a voice or prompt audio, and not both.", field="voice")
 
 
 def _check_prompt_text(voice: VoiceInfo, embedded: int) -> None:
     ids = voice.prompt_text
     if ids.size and not 0 <= ids.min() <= ids.max() < embedded:
         raise ModelError(f"spk2info.pt: voice {voice.name} has prompt text of another model; register it again.")
-
-
-def _instruction(tokenizer: TextTokenizer, version: int) -> Int32:
-    if version == 2:
-        return np.zeros(0, np.int32)
-    try:
-        return tokenizer.encode(_INSTRUCTION)
-    except InvalidInput as error:
-        raise ModelError(
-            f"The model cannot embed {END_OF_PROMPT}, which CosyVoice3 needs; restore the model."
-        ) from error
 
 
 def _preset_features(voice: VoiceInfo) -> VoiceFeatures:

@@ -1,4 +1,4 @@
-"""What a model takes from prompt audio: speech tokens, mel and speaker embedding."""
+"""What a model takes from recordings: speech tokens, and of a prompt also mel and speaker embedding."""
 
 from __future__ import annotations
 
@@ -73,12 +73,13 @@ class PromptExtractor:
 
         As `frontend_zero_shot` of FunAudioLLM/CosyVoice (`cosyvoice/cli/frontend.py`).
         """
-        tokens = self._speech_tokens(audio.speech)
+        tokens = self.speech_tokens(audio.speech)
         mel = flow_mel(audio.wave, self._mel)
         count = min(len(tokens), len(mel) // self._frames_per_token)
         return VoiceFeatures.of(tokens[:count], mel[: count * self._frames_per_token], self._embedding(audio.speech))
 
-    def _speech_tokens(self, speech: Float32) -> Int32:
+    def speech_tokens(self, speech: Float32) -> Int32:
+        """The speech tokens (n,), 25 a second, of samples at `SPEECH_RATE`, at most 30 s. Raises `ModelError`."""
         features = whisper_log_mel(speech)
         tokens = self._tokenizer.run(features[None], np.array([features.shape[1]], np.int32)).ravel()
         if not np.issubdtype(tokens.dtype, np.integer) or not tokens.size:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import zmq
 
+from lighttts.errors import ProtocolError
 from lighttts.transport.guests import Guest, Guests
 from lighttts.transport.schema import Buffer
 from lighttts.transport.sockets import IpcLock
@@ -152,15 +153,19 @@ class Router(ZmqTransport):
     def send(self, target: bytes, frames: Frames) -> Delivery:
         """Queues `frames` for `target`; never blocks, never drops in silence."""
         version = self._versions.get(target)
-        if version:
-            frames = translate(frames, version)
         try:
+            if version:
+                frames = translate(frames, version)
             _send(self.socket, (target, *frames))
         except zmq.Again:
             return Delivery.FULL
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
+            self.forget(target)
+            return Delivery.GONE
+        except ProtocolError:
+            # It speaks an older version than when it was chosen for this: whom that was sent to is not there any more.
             self.forget(target)
             return Delivery.GONE
         return Delivery.SENT

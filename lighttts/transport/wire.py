@@ -11,15 +11,17 @@ wrong, it raises `ProtocolError`; no input makes it raise anything else. docs/pr
 languages.
 
 Two versions are spoken: `VERSION`, and `OLDEST`, the one before it. A version only ever adds fields at a message's end.
+What an older version has no words for is not said in it: `encode` refuses rather than leave a part of the meaning out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, NamedTuple, TypeVar, get_type_hints
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_type_hints
 
 import msgpack
+import numpy as np
 
 from lighttts.errors import ProtocolError
 from lighttts.transport.schema import (
@@ -28,7 +30,6 @@ from lighttts.transport.schema import (
     U63,
     Array,
     Blob,
-    Bool,
     Buffer,
     Codec,
     Flag,
@@ -43,16 +44,16 @@ from lighttts.transport.schema import (
 )
 
 MAGIC = b"LT"
-VERSION = 2
-OLDEST = 1
+VERSION = 3
+OLDEST = 2
 VERSIONS = (OLDEST, VERSION)
 
 HEAD_BYTES = 4
 MAX_BODY = 1 << 20
-MAX_PAYLOADS = 6
+MAX_PAYLOADS = 7
 MAX_FRAME_BYTES = 64 << 20
 MAX_TEXT = 512 * 1024
-MAX_PROMPT_AUDIO = 16 << 20
+MAX_AUDIO_FILE = 16 << 20
 MAX_SENTENCES = 4096
 MAX_TEXT_IDS = 200_000
 MAX_PROMPT_TOKENS = 1500
@@ -66,6 +67,7 @@ MEL_BINS = 80
 EMBEDDING_SIZE = 192
 
 OUTPUTS = ("audio", "mel", "tokens")
+DECODED = ("audio", "mel")
 SAMPLE_TYPES = ("f32", "s16")
 STAGES = ("encode", "llm", "decode")
 
@@ -74,9 +76,12 @@ OptionalRequestId = Annotated[str, Text(64)]
 Name = Annotated[str, Text(128)]
 Sentence = Annotated[str, Text(MAX_TEXT)]
 Line = Annotated[str, Text(4096)]
+Instruction = Text(4096)
 Seed = U63
 Epoch = U63
 Output = Annotated[str, OneOf(OUTPUTS)]
+Decoded = Annotated[str, OneOf(DECODED)]
+AudioFile = Annotated[bytes, Blob(MAX_AUDIO_FILE)]
 SampleType = Annotated[str, OneOf(SAMPLE_TYPES)]
 Stage = Annotated[str, OneOf(STAGES)]
 Names = Annotated[tuple[str, ...], Many(Text(128), MAX_VOICES)]
@@ -100,14 +105,33 @@ class Since(NamedTuple):
     version: int
 
 
+class Later(NamedTuple):
+    """A field that came with protocol `version`, and what stands for it in an older message."""
+
+    name: str
+    version: int
+    default: object
+
+    def said_by(self, message: Message) -> bool:
+        """Whether the message would mean something else without it."""
+        value = getattr(message, self.name)
+        if isinstance(value, np.ndarray) and isinstance(self.default, np.ndarray):
+            return not np.array_equal(value, self.default)
+        return bool(value != self.default)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Message:
     """Base of all messages. Two messages are equal when they encode to the same bytes."""
 
     TAG: ClassVar[int]
+    FIRST: ClassVar[int]
+    """The version, of those spoken, that the message came with."""
     FIELDS: ClassVar[tuple[tuple[str, Codec], ...]]
     LENGTHS: ClassVar[dict[int, int]]
-    """How many of the fields a version has."""
+    """How many of the fields a version has, from `FIRST` on."""
+    LATER: ClassVar[tuple[Later, ...]]
+    """The fields that came after `FIRST`."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and [*map(bytes, encode(self))] == [*map(bytes, encode(other))]
@@ -119,21 +143,33 @@ class Message:
 M = TypeVar("M", bound=Message)
 
 
-def _message(tag: int) -> Callable[[type[M]], type[M]]:
-    """Class decorator: compiles the annotated fields of a message class and enters it in the registry under `tag`."""
+def _message(tag: int, first: int = OLDEST) -> Callable[[type[M]], type[M]]:
+    """Class decorator: compiles the annotated fields of a message class and enters it in the registry under `tag`.
+
+    `first`: the protocol version it came with.
+    """
 
     def register(cls: type[M]) -> type[M]:
         hints = get_type_hints(cls, include_extras=True)
-        cls.TAG = tag
+        cls.TAG, cls.FIRST = tag, first
         cls.FIELDS = tuple((f.name, hints[f.name].__metadata__[0]) for f in fields(cls))
-        since = [marks.version for f in fields(cls) for marks in hints[f.name].__metadata__[1:]]
-        cls.LENGTHS = {v: len(cls.FIELDS) - sum(version > v for version in since) for v in VERSIONS}
+        since = [(f, mark.version) for f in fields(cls) for mark in hints[f.name].__metadata__[1:]]
+        cls.LENGTHS = {v: len(cls.FIELDS) - sum(version > v for _, version in since) for v in VERSIONS if v >= first}
+        cls.LATER = tuple(Later(f.name, v, _default(f)) for f, v in since if v > first)
         if tag in REGISTRY:
             raise TypeError(f"tag {tag:#x} is taken by {REGISTRY[tag].__name__}")
         REGISTRY[tag] = cls
         return cls
 
     return register
+
+
+def _no_tokens() -> IntArray:
+    return np.zeros(0, np.int32)
+
+
+def _default(of: Field[Any]) -> object:
+    return of.default if of.default_factory is MISSING else of.default_factory()
 
 
 # ---- client -> broker ------------------------------------------------------------------------------------------------
@@ -154,8 +190,10 @@ class Synth(Message):
     """Asks for speech; answered by `Accepted`, frames and `End`, or by `Error`.
 
     Exactly one of `voice` (a preset voice's name) and `prompt` (an audio file) is given. With a prompt, a `prompt_text`
-    makes it zero-shot, an empty one cross-lingual. `deadline_ms` counts from receipt, 0 means the broker's default.
-    `credit` is the number of frames the client is ready to receive at once.
+    makes it zero-shot, an empty one cross-lingual. `instruct` says how to speak, in words ("in a whisper"); it takes
+    the place of `prompt_text`. Speech at another `speed` than 1 does not stream: each sentence comes as one frame.
+    `deadline_ms` counts from receipt, 0 means the broker's default. `credit` is the number of frames the client is
+    ready to receive at once.
     """
 
     request_id: RequestId
@@ -168,7 +206,8 @@ class Synth(Message):
     sample_type: SampleType
     deadline_ms: U32
     credit: U32
-    prompt: Annotated[bytes, Blob(MAX_PROMPT_AUDIO)]
+    prompt: AudioFile
+    instruct: Annotated[str, Instruction, Since(3)] = ""
 
 
 @_message(0x12)
@@ -226,6 +265,27 @@ class Resume(Message):
     credit: U32
 
 
+@_message(0x18, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class Convert(Message):
+    """Asks for what is said in `source`, an audio file, in another voice; answered as `Synth`, whose fields it has."""
+
+    request_id: RequestId
+    voice: Name
+    seed: Seed
+    speed: Speed
+    output: Decoded
+    sample_type: SampleType
+    deadline_ms: U32
+    credit: U32
+    prompt: AudioFile
+    source: AudioFile
+
+
+SpeechRequest = Synth | Convert
+"""What a client may ask for speech by."""
+
+
 # ---- broker -> client ------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +299,7 @@ class Welcome(Message):
     software: Name
     max_text: U32
     max_credit: U32
-    ready: Annotated[bool, Bool(), Since(2)] = True
+    ready: Flag = True
 
 
 @_message(0x21)
@@ -373,7 +433,8 @@ class Audio(Message):
 @_message(0x33)
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded(Message):
-    """The encode stage's result. `text_ids` holds all sentences' ids end to end, `lengths` how many each has.
+    """The encode stage's result. `text_ids` holds all sentences' ids end to end, `lengths` how many each has; a
+    conversion has none, but the speech tokens of its source, `source_tokens`, which are decoded as they are.
     `voice_key` is a content hash of the voice features (prompt tokens (n,), prompt mel (2n, 80), embedding (192,))."""
 
     request_id: RequestId
@@ -387,6 +448,7 @@ class Encoded(Message):
     voice_tokens: PromptTokens
     voice_mel: PromptMel
     voice_embedding: Embedding
+    source_tokens: Annotated[IntArray, Array(("i4",), MAX_PROMPT_TOKENS), Since(3)] = field(default_factory=_no_tokens)
 
 
 @_message(0x34)
@@ -481,7 +543,8 @@ class EncodeWork(Message):
     text: Sentence
     voice: Name
     prompt_text: Sentence
-    prompt: Annotated[bytes, Blob(MAX_PROMPT_AUDIO)]
+    prompt: AudioFile
+    instruct: Annotated[str, Instruction, Since(3)] = ""
 
 
 @_message(0x52)
@@ -568,13 +631,33 @@ class Ping(Message):
     epoch: Epoch
 
 
+@_message(0x58, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class ConvertWork(Message):
+    """One conversion for an encode worker; fields as in `Convert`. Answered by `Encoded` or `StageFailed`."""
+
+    request_id: RequestId
+    attempt: U16
+    voice: Name
+    prompt: AudioFile
+    source: AudioFile
+
+
+StageWork = EncodeWork | ConvertWork | GenerateWork | DecodeWork
+"""What a worker may be given of a request."""
+
 _TOKENS_ATTEMPT = [name for name, _ in Tokens.FIELDS].index("attempt")
 
 # ---- encoding --------------------------------------------------------------------------------------------------------
 
 
 def encode(message: Message, version: int = VERSION) -> list[Buffer]:
-    """Frames of a message: head, body, payloads. Raises `ProtocolError` when a field is out of its limits."""
+    """Frames of a message: head, body, payloads.
+
+    Raises `ProtocolError` when a field is out of its limits, or the message says what `version` has no field for.
+    """
+    if version < VERSION and version < since(message):
+        raise ProtocolError(f"{type(message).__name__} says what version {version} of the protocol has no words for")
     payloads: list[Buffer] = []
     body = []
     for name, codec in message.FIELDS[: message.LENGTHS[version]]:
@@ -586,6 +669,11 @@ def encode(message: Message, version: int = VERSION) -> list[Buffer]:
     if len(packed) > MAX_BODY:
         raise ProtocolError(f"{type(message).__name__} has a body of {len(packed)} bytes, the limit is {MAX_BODY}")
     return [head(type(message), version), packed, *payloads]
+
+
+def since(message: Message) -> int:
+    """The first version, of those spoken, that can say all that the message says."""
+    return max((later.version for later in message.LATER if later.said_by(message)), default=message.FIRST)
 
 
 def head(cls: type[Message], version: int) -> bytes:
@@ -602,9 +690,9 @@ def readdress(frames: Sequence[Buffer], attempt: int) -> list[Buffer]:
 
 
 def translate(frames: Sequence[Buffer], version: int) -> Sequence[Buffer]:
-    """A valid message as one of another version: what that version has no field for is left out."""
+    """A valid message as one of another version. Raises `ProtocolError` if it says what that version cannot."""
     cls = message_type(frames[0])
-    if cls.LENGTHS[version] == cls.LENGTHS[frames[0][2]]:
+    if cls.LENGTHS.get(version) == cls.LENGTHS[frames[0][2]]:
         return [head(cls, version), *frames[1:]]
     return encode(decode(frames), version)
 
@@ -624,7 +712,7 @@ def message_type(first: Buffer) -> type[Message]:
             f"protocol version {first[2]} is not supported, this side speaks {OLDEST} and {VERSION}: upgrade the older"
         )
     cls = REGISTRY.get(first[3])
-    if cls is None:
+    if cls is None or first[2] < cls.FIRST:
         raise ProtocolError(f"unknown message tag {first[3]:#04x}: the other side is newer or corrupt")
     return cls
 

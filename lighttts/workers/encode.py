@@ -1,9 +1,10 @@
-"""lighttts-encode: text to text tokens, prompt audio to voice features."""
+"""lighttts-encode: text to text tokens, recordings to speech tokens and voice features."""
 
 from __future__ import annotations
 
 import sys
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ import torch
 from lighttts import metrics
 from lighttts.config import Config
 from lighttts.daemon import run_daemon
-from lighttts.frontend.encode import Encoded, EncodeEngine, EncodeJob
+from lighttts.frontend.encode import ConvertJob, Encoded, EncodeEngine, EncodeJob
+from lighttts.frontend.prompt import VoiceFeatures
 from lighttts.models.directory import ModelDirectory
 from lighttts.transport import wire
 from lighttts.workers.model import model_name
@@ -19,20 +21,22 @@ from lighttts.workers.service import Service, serve
 from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "encode"
+_NONE = np.zeros(0, np.int32)
+_Work = wire.EncodeWork | wire.ConvertWork
 
 
 class EncodeStage(Stage):
     """Requests one after another, in the order they came."""
 
     name = _NAME
-    takes = wire.EncodeWork
+    takes = _Work
     unit = "requests"
     long_step = 8.0
 
     def __init__(self, engine: EncodeEngine, epoch: int, capacity: int) -> None:
         super().__init__(epoch, capacity)
         self._engine = engine
-        self._queue: deque[tuple[Work, wire.EncodeWork]] = deque()
+        self._queue: deque[tuple[Work, _Work]] = deque()
 
     @property
     def busy(self) -> bool:
@@ -43,7 +47,7 @@ class EncodeStage(Stage):
         return len(self._queue)
 
     def accept(self, work: Work, message: wire.Message) -> None:
-        assert isinstance(message, wire.EncodeWork)
+        assert isinstance(message, _Work)
         metrics.requests_total.labels(_NAME, _method(message)).inc()
         self._queue.append((work, message))
 
@@ -53,13 +57,20 @@ class EncodeStage(Stage):
     def step(self) -> list[Result]:
         work, message = self._queue.popleft()
         metrics.batch_size.labels(_NAME).observe(1)
-        job = EncodeJob(message.text, message.voice, message.prompt, message.prompt_text)
         try:
-            encoded = self._engine.encode(job)
+            encoded = self._encoded(work, message)
         except Exception as error:
             return [failed(work, self.epoch, typed(error, _NAME, work))]
         self.made += 1
-        return [Result(work, _message(work, self.epoch, encoded), ends=True)]
+        return [Result(work, encoded, ends=True)]
+
+    def _encoded(self, work: Work, message: _Work) -> wire.Encoded:
+        if isinstance(message, wire.ConvertWork):
+            converted = self._engine.convert(ConvertJob(message.source, message.voice, message.prompt))
+            return replace(_blank(work, self.epoch, converted.voice), source_tokens=converted.tokens)
+        job = EncodeJob(message.text, message.voice, message.prompt, message.prompt_text, message.instruct)
+        encoded = self._engine.encode(job)
+        return _text(encoded, _blank(work, self.epoch, encoded.voice))
 
     def observe(self) -> None:
         """Updates the cache's gauge."""
@@ -67,23 +78,37 @@ class EncodeStage(Stage):
         metrics.cache_hit_rate.labels("voice").set(cache.hits / max(1, cache.hits + cache.misses))
 
 
-def _method(message: wire.EncodeWork) -> str:
+def _method(message: _Work) -> str:
+    if isinstance(message, wire.ConvertWork):
+        return "conversion"
+    if message.instruct.strip():
+        return "instruct"
     if message.voice:
         return "preset"
     return "zero_shot" if message.prompt_text.strip() else "cross_lingual"
 
 
-def _message(work: Work, epoch: int, encoded: Encoded) -> wire.Encoded:
+def _text(encoded: Encoded, blank: wire.Encoded) -> wire.Encoded:
     ids = [sentence.ids for sentence in encoded.sentences]
-    voice = encoded.voice
-    return wire.Encoded(
-        *work.named,
-        epoch,
+    return replace(
+        blank,
         lengths=tuple(map(len, ids)),
-        voice_key=voice.key,
         text_ids=np.concatenate(ids),
         prompt_text_ids=encoded.prompt_text_ids,
         llm_prompt_tokens=encoded.llm_prompt_tokens,
+    )
+
+
+def _blank(work: Work, epoch: int, voice: VoiceFeatures) -> wire.Encoded:
+    """A result with nothing yet to say, in `voice`."""
+    return wire.Encoded(
+        *work.named,
+        epoch,
+        lengths=(),
+        voice_key=voice.key,
+        text_ids=_NONE,
+        prompt_text_ids=_NONE,
+        llm_prompt_tokens=_NONE,
         voice_tokens=voice.tokens,
         voice_mel=voice.mel,
         voice_embedding=voice.embedding,

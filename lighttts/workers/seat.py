@@ -251,7 +251,7 @@ class Seat:
                 self._load.feed(message)
             case wire.Alive(epoch=self._boot.epoch):
                 self._answered(message.known)
-            case wire.EncodeWork() | wire.GenerateWork() | wire.DecodeWork():
+            case wire.EncodeWork() | wire.ConvertWork() | wire.GenerateWork() | wire.DecodeWork():
                 self._dispatched(message)
             case wire.Abort():
                 self._load.abort(message)
@@ -283,7 +283,7 @@ class Seat:
         else:
             self.on(Event.FORGOTTEN)
 
-    def _dispatched(self, message: wire.EncodeWork | wire.GenerateWork | wire.DecodeWork) -> None:
+    def _dispatched(self, message: wire.StageWork) -> None:
         # Work that crosses `Drain` on its way was sent against valid credit and is done. Work that crosses `Register`
         # is lost: the broker takes it for lost too.
         if self.state in (State.READY, State.DRAINING):

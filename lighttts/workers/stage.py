@@ -8,6 +8,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import ClassVar, NamedTuple
 
 from lighttts import __version__
@@ -68,13 +69,13 @@ class Result:
 class Stage(ABC):
     """One stage's work, driven by the compute thread alone; plain attributes may be read by other threads.
 
-    `accept` takes messages of type `takes` (new work) and `feeds` (more input of accepted work). Any exception it
+    `accept` takes messages of a type of `takes` (new work) and `feeds` (more input of accepted work). Any exception it
     raises fails that work only. `step` advances everything there is and returns what came of it; it is called while
     `busy`, and an exception of it fails all work. `abort` frees everything that work holds; the work may be unknown.
     """
 
     name: ClassVar[str]
-    takes: ClassVar[type[wire.Message]]
+    takes: ClassVar[type[wire.Message] | UnionType]
     feeds: ClassVar[type[wire.Message] | None] = None
     long_step: ClassVar[float] = 0.0
     """Seconds for which a step may go on without a word as long as it uses the processor (a GPU's steps are short)."""
@@ -118,7 +119,7 @@ class Stage(ABC):
 
 def work_of(message: wire.Message, seat: int = 0) -> Work:
     """The work a dispatch, feed or abort message of the broker at `seat` names."""
-    if not isinstance(message, wire.EncodeWork | wire.GenerateWork | wire.DecodeWork | wire.Tokens | wire.Abort):
+    if not isinstance(message, wire.StageWork | wire.Tokens | wire.Abort):
         raise TypeError(f"{type(message).__name__} names no work")
     return Work(message.request_id, message.attempt, seat)
 

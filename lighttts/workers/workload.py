@@ -90,12 +90,12 @@ class Workload:
 
     # ---- from the broker -----------------------------------------------------------------------------------------
 
-    def take(self, message: wire.EncodeWork | wire.GenerateWork | wire.DecodeWork) -> None:
+    def take(self, message: wire.StageWork) -> None:
         """Begins new work, or answers at once why not."""
         work = work_of(message, self._seat)
         if work in self._held:
             self.refused("duplicate", work)
-        elif type(message) is not self._stage.takes:
+        elif not isinstance(message, self._stage.takes):
             self._reject(work, ProtocolError(f"the {self._stage.name} worker does not take {type(message).__name__}"))
         elif len(self._held) >= self._stage.capacity:
             self._reject(

@@ -17,7 +17,7 @@ import numpy as np
 
 from lighttts.transport import wire
 from lighttts.transport.wire import Message
-from tests.broker.harness import encoded
+from tests.broker.harness import encoded, source
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def speech_rows(request_id: str, output: str, lengths: tuple[int, ...]) -> list[
 class Speech:
     """One request at a worker: where it is, and, at a decode worker, the tokens that have come."""
 
-    work: wire.EncodeWork | wire.GenerateWork | wire.DecodeWork
+    work: wire.StageWork
     lengths: tuple[int, ...]
     sentence: int = 0
     done: int = 0
@@ -98,6 +98,11 @@ class Speech:
 
     def encode(self, epoch: int) -> Message:
         """The encode stage's result."""
+        if isinstance(self.work, wire.ConvertWork):
+            return replace(
+                source(self.work.request_id, epoch, self.work.attempt),
+                source_tokens=np.array(self.tokens(0), np.int32),
+            )
         ids = np.arange(sum(self.lengths), dtype=np.int32)
         result = encoded(self.work.request_id, epoch, self.work.attempt)
         return replace(result, lengths=self.lengths, text_ids=ids)

@@ -43,17 +43,34 @@ SYNTH = wire.Synth(
     credit=100,
     prompt=b"",
 )
+CONVERT = wire.Convert(
+    request_id="r1",
+    voice="anna",
+    seed=7,
+    speed=1.0,
+    output="audio",
+    sample_type="f32",
+    deadline_ms=0,
+    credit=100,
+    prompt=b"",
+    source=b"RIFF",
+)
 COUNTERS = (Metric.REQUESTS, Metric.FAILURES, Metric.UNDERRUNS, Metric.FRAMES, Metric.REFUSED)
 
 
-def raw(message: Message) -> list[bytes]:
+def raw(message: Message, version: int = wire.VERSION) -> list[bytes]:
     """The frames of a message as a socket delivers them."""
-    return [bytes(frame) for frame in wire.encode(message)]
+    return [bytes(frame) for frame in wire.encode(message, version)]
 
 
 def synth(request_id: str = "r1", **changes: object) -> wire.Synth:
     """A valid request."""
     return replace(SYNTH, request_id=request_id, **changes)  # type: ignore[arg-type]
+
+
+def convert(request_id: str = "r1", **changes: object) -> wire.Convert:
+    """A valid conversion."""
+    return replace(CONVERT, request_id=request_id, **changes)  # type: ignore[arg-type]
 
 
 def encoded(request_id: str, epoch: int, attempt: int = 0) -> wire.Encoded:
@@ -71,6 +88,13 @@ def encoded(request_id: str, epoch: int, attempt: int = 0) -> wire.Encoded:
         voice_mel=np.full((4, wire.MEL_BINS), 0.5, np.float32),
         voice_embedding=np.zeros(wire.EMBEDDING_SIZE, np.float32),
     )
+
+
+def source(request_id: str, epoch: int, attempt: int = 0, *, count: int = 25) -> wire.Encoded:
+    """The encode stage's result of a conversion."""
+    none, ids = np.zeros(0, np.int32), np.arange(count, dtype=np.int32)
+    text = {"lengths": (), "text_ids": none, "llm_prompt_tokens": none}
+    return replace(encoded(request_id, epoch, attempt), **text, source_tokens=ids)  # type: ignore[arg-type]
 
 
 def tokens(request_id: str, epoch: int, seq: int, *, last: bool = False, count: int = 25) -> wire.Tokens:
@@ -167,15 +191,20 @@ class Harness:
     # ---- a stack of workers ----------------------------------------------------------------------------------------
 
     def worker(
-        self, stage: str, epoch: int, *, credit: int = 4, name: str = "", voices: tuple[str, ...] = ("anna",)
+        self,
+        stage: str,
+        epoch: int,
+        *,
+        credit: int = 4,
+        name: str = "",
+        voices: tuple[str, ...] = ("anna",),
+        version: int = wire.VERSION,
     ) -> bytes:
         """Registers a worker and grants its credit; returns its routing id."""
         identity = f"{stage}-{epoch}".encode()
-        self.control(
-            identity,
-            wire.Register(name or f"{stage}-{epoch}", epoch, stage, "test", "model", SAMPLE_RATE, voices),
-            wire.Grant(epoch, credit),
-        )
+        hello = wire.Register(name or f"{stage}-{epoch}", epoch, stage, "test", "model", SAMPLE_RATE, voices)
+        for message in (hello, wire.Grant(epoch, credit)):
+            self.carry_out(self.core.worker_message(identity, raw(message, version), self.now))
         self.take(identity)
         return identity
 
@@ -271,5 +300,5 @@ class WorkingWorker:
     def read(self) -> None:
         """Takes in what the worker has been sent."""
         for message in self.harness.take(self.identity):
-            if isinstance(message, wire.EncodeWork | wire.GenerateWork | wire.DecodeWork):
+            if isinstance(message, wire.StageWork):
                 self.mine[message.request_id] = message.attempt

@@ -28,6 +28,7 @@ def refusal(messages: list[Message]) -> wire.Error:
         ({"voice": ""}, "voice", "voice's name or a prompt"),
         ({"prompt": PROMPT}, "voice", "not both"),
         ({"prompt_text": "Hi."}, "prompt_text", "give the prompt too"),
+        ({"voice": "", "prompt": PROMPT, "prompt_text": "Hi.", "instruct": "Low."}, "instruct", "not both"),
         ({"voice": "", "prompt": PROMPT, "prompt_text": "x" * 101}, "prompt_text", "limit is 100"),
     ],
 )
@@ -137,10 +138,10 @@ def test_status_tells_requests_by_state_and_the_workers() -> None:
     [
         [b""],
         [b"GET / HTTP/1.1\r\n"],
-        [b"LT\x01\x11", b""],
-        [b"LT\x01\x11", b"\xc1"],
+        [b"LT\x03\x11", b""],
+        [b"LT\x03\x11", b"\xc1"],
         [b"LT\x02\x11", b"\x90"],
-        [b"LT\x01\xff", b"\x90"],
+        [b"LT\x03\xff", b"\x90"],
         [*raw(synth()), b"one more"],
         raw(synth())[:-1],
     ],

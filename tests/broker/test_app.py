@@ -97,10 +97,10 @@ def test_a_slow_client_delays_no_other_and_gets_all_of_its_own(sockets: Sockets)
 def test_garbage_is_answered_and_others_are_served(sockets: Sockets, running: RunningApp) -> None:
     crew, client = Crew(sockets, running), Peer(sockets, running.endpoints.clients)
     vandal = Peer(sockets, running.endpoints.clients)
-    for frames in ([b"GET / HTTP/1.1"], [b""] * 20, [b"LT\x01\x11", os.urandom(1000), os.urandom(1000)]):
+    for frames in ([b"GET / HTTP/1.1"], [b""] * 20, [b"LT\x03\x11", os.urandom(1000), os.urandom(1000)]):
         vandal.link.broadcast(frames)
         assert vandal.hear(wire.Error).code == "protocol"
-    crew.decode._push.socket.send_multipart([b"LT\x01\x32", b"junk", b""])
+    crew.decode._push.socket.send_multipart([b"LT\x03\x32", b"junk", b""])
     client.say(synth())
     client.hear(wire.Accepted)
     crew.bring_to_decoding("r1")

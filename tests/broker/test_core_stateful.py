@@ -36,7 +36,7 @@ from lighttts.errors import Unavailable
 from lighttts.transport import wire
 from lighttts.transport.wire import STAGES, Message
 from tests.broker.actors import FakeRequest, FakeWorker, Pick, Speech
-from tests.broker.harness import raw, synth
+from tests.broker.harness import convert, raw, synth
 from tests.broker.mortal import MortalHarness
 
 CLIENTS = ("c0", "c1")
@@ -138,14 +138,15 @@ class Broker(RuleBasedStateMachine):
     # ---- clients -------------------------------------------------------------------------------------------------
 
     def _ask(self, pick: Pick) -> None:
-        client, output, credit = pick(CLIENTS), pick(wire.OUTPUTS), pick(range(21))
+        client, credit, converts = pick(CLIENTS), pick(range(21)), pick([False, False, True])
+        output = pick(wire.DECODED if converts else wire.OUTPUTS)
         self._connect(client, pick)
-        lengths = tuple(pick(range(1, 5)) for _ in range(pick(range(1, 4))))
+        lengths = tuple(pick(range(1, 5)) for _ in range(1 if converts else pick(range(1, 4))))
         request = FakeRequest(f"r{len(self.requests)}", client, output, lengths, credit, self.harness.now)
         # A worker that is dead already takes what it is sent with it, until the broker notices.
         request.losses = {worker.loss for worker in self.workers.values() if not worker.working}
         self.requests[request.id] = request
-        self._say(request, synth(request.id, output=output, credit=credit))
+        self._say(request, (convert if converts else synth)(request.id, output=output, credit=credit))
         # Refused at once: if the connection breaks before that is heard, the broker knows nothing of it.
         request.forgotten = request.id not in self.harness.core._board.requests
 
@@ -424,10 +425,10 @@ class Broker(RuleBasedStateMachine):
         elif worker.joining:
             # What crosses `Register` belongs to a registration that is void.
             return
-        elif isinstance(message, wire.EncodeWork | wire.GenerateWork | wire.DecodeWork):
+        elif isinstance(message, wire.StageWork):
             worker.granted -= 1
             assert worker.granted >= 0, "more work than granted"
-            assert worker.stage == {"E": "encode", "G": "llm", "D": "decode"}[type(message).__name__[0]]
+            assert worker.stage == {"E": "encode", "C": "encode", "G": "llm", "D": "decode"}[type(message).__name__[0]]
             worker.jobs[message.request_id] = Speech(message, self.requests[message.request_id].lengths)
         elif isinstance(message, wire.Tokens):
             if message.request_id in worker.jobs:

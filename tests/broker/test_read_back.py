@@ -24,7 +24,8 @@ from lighttts.broker.redis_records import Damaged, Raw, packed, saved
 from lighttts.broker.redis_store import RedisStore
 from lighttts.broker.state import PARKED_BYTES, PARKED_MOST, Claim, MemoryStore, Saved, StateStore
 from lighttts.errors import InvalidInput, Unavailable
-from tests.broker.harness import CLIENT, encoded, raw, synth, tokens
+from lighttts.transport import wire
+from tests.broker.harness import CLIENT, convert, encoded, raw, source, synth, tokens
 from tests.broker.stores import QUICK, WAIT_S, Told, open_store, record_of, write_safely
 from tests.redis_server import RedisServer
 
@@ -72,6 +73,30 @@ def check_r1(found: Saved, owner: str) -> None:
     log = {seq: [bytes(part) for part in frames] for seq, frames in found.tokens.items()}
     assert log == {0: raw(tokens("r1", 2, 0)), 1: raw(tokens("r1", 2, 1, last=True))}
     assert list(log) == [0, 1]
+
+
+def raw_record(message: wire.Message, result: wire.Encoded) -> Raw:
+    """A record as Redis has it."""
+    fields = {
+        b"owner": b"",
+        b"client": CLIENT,
+        b"synth": packed(raw(message)),
+        b"state": b"decoding",
+        b"received": b"1",
+    }
+    return Raw({**fields, b"synth": packed(raw(message))}, packed(raw(result)), {})
+
+
+def test_a_conversion_is_read_back_as_it_was_asked_for() -> None:
+    found = saved("r1", raw_record(convert("r1"), source("r1", 1)))
+    assert wire.decode(found.synth) == convert("r1")
+    assert wire.decode(found.encoded) == source("r1", 1)
+
+
+@pytest.mark.parametrize("message", [convert("r2"), synth("r2"), encoded("r1", 1)])
+def test_what_asks_for_no_such_request_is_damaged(message: wire.Message) -> None:
+    with pytest.raises(Damaged, match="Synth or Convert message"):
+        saved("r1", raw_record(message, source("r1", 1)))
 
 
 def test_memory_gives_back_what_it_has() -> None:

@@ -207,11 +207,11 @@ def test_times_are_measured(stack: Harness) -> None:
         ({}, "preset"),
         ({"voice": "", "prompt": b"RIFF"}, "cross_lingual"),
         ({"voice": "", "prompt": b"RIFF", "prompt_text": "Hi."}, "zero_shot"),
+        ({"instruct": "in a whisper"}, "instruct"),
+        ({"voice": "", "prompt": b"RIFF", "instruct": "in a whisper"}, "instruct"),
     ],
 )
-def test_requests_are_counted_by_how_the_voice_is_given(
-    stack: Harness, changes: dict[str, object], method: str
-) -> None:
+def test_requests_are_counted_by_what_is_asked_for(stack: Harness, changes: dict[str, object], method: str) -> None:
     stack.say(synth(**changes))
     assert stack.counted[Metric.REQUESTS, method] == 1
 
@@ -222,7 +222,12 @@ def test_prompt_audio_reaches_the_encode_worker_and_is_freed_after(stack: Harnes
     assert stack.core._board.prompts.used == 400
     stack.result(encoded("r1", 1))
     assert stack.core._board.prompts.used == 0
-    assert stack.core._board.requests.live["r1"].synth.prompt == b""
+    assert stack.core._board.requests.live["r1"].asked.prompt == b""
+
+
+def test_an_instruction_reaches_the_encode_worker(stack: Harness) -> None:
+    stack.say(synth(instruct="in a whisper"))
+    assert stack.take(b"encode-1") == [wire.EncodeWork("r1", 0, "Hello.", "anna", "", b"", "in a whisper")]
 
 
 def test_a_state_that_the_table_does_not_allow_raises_with_the_history() -> None:

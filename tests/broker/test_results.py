@@ -117,10 +117,10 @@ def test_an_encoding_that_contradicts_itself_ends_the_request() -> None:
     "frames",
     [
         [b""],
-        [b"LT\x01\x32"],
-        [b"LT\x01\x32", b"\xc1", b""],
-        [b"LT\x01\x32", msgpack.packb([1, 2]), b""],
-        [b"LT\x03\x32", *raw(audio("r1", 3, 0))[1:]],
+        [b"LT\x03\x32"],
+        [b"LT\x03\x32", b"\xc1", b""],
+        [b"LT\x03\x32", msgpack.packb([1, 2]), b""],
+        [b"LT\x04\x32", *raw(audio("r1", 3, 0))[1:]],
         raw(wire.Register("w", 3, "llm", "", "", 1, ())),
         raw(encoded("r1", 1))[:-1],
     ],
@@ -146,13 +146,13 @@ NONSENSE = [
 @pytest.mark.parametrize(("field", "value"), NONSENSE)
 def test_a_frame_that_makes_no_sense_ends_its_request(stack: Harness, field: int, value: object) -> None:
     body = [*BODY[:field], value, *BODY[field + 1 :]]
-    stack.carry_out(stack.core.result([b"LT\x01\x32", msgpack.packb(body), bytes(16)], stack.now))
+    stack.carry_out(stack.core.result([b"LT\x03\x32", msgpack.packb(body), bytes(16)], stack.now))
     assert_worker_failed(stack, b"decode-3")
 
 
 @pytest.mark.parametrize("payloads", [[], [b"", b""]])
 def test_a_frame_without_its_one_payload_ends_its_request(stack: Harness, payloads: list[bytes]) -> None:
-    stack.carry_out(stack.core.result([b"LT\x01\x32", msgpack.packb(BODY), *payloads], stack.now))
+    stack.carry_out(stack.core.result([b"LT\x03\x32", msgpack.packb(BODY), *payloads], stack.now))
     assert_worker_failed(stack, b"decode-3")
 
 
@@ -164,13 +164,13 @@ def test_a_result_that_cannot_be_read_ends_its_request_if_it_names_one(cut: int)
     for peer in (CLIENT, b"encode-1"):
         harness.take(peer)
     frames = raw(encoded("r1", 1))
-    harness.carry_out(harness.core.result([*frames[:-1], frames[-1][:cut]], harness.now))
+    harness.carry_out(harness.core.result([*frames[:-2], frames[-2][:cut], frames[-1]], harness.now))
     assert_worker_failed(harness, b"encode-1")
 
 
 @pytest.mark.parametrize("request_id", [None, 5, ["r1"], {}, b"r1"])
 def test_a_frame_of_no_request_is_dropped(stack: Harness, request_id: object) -> None:
-    frames = [b"LT\x01\x32", msgpack.packb([request_id, *BODY[1:]]), bytes(16)]
+    frames = [b"LT\x03\x32", msgpack.packb([request_id, *BODY[1:]]), bytes(16)]
     stack.carry_out(stack.core.result(frames, stack.now))
     assert stack.take(CLIENT) == []
     assert sum(stack.counted[Metric.REFUSED, why] for why in ("unknown", "malformed")) == 1

@@ -79,6 +79,21 @@ def test_options_reach_the_request(run: Run, broker: FakeBroker, tmp_path: Path)
     assert (bytes(request.prompt), request.prompt_text, request.seed, request.speed) == (b"RIFF....", "spoken", 9, 1.5)
 
 
+def test_an_instruction_reaches_the_request(run: Run, broker: FakeBroker, tmp_path: Path) -> None:
+    out = str(tmp_path / "a.wav")
+    assert run("synth", "Hello.", "--instruct", "in a whisper", "-o", out, "--broker", broker.endpoint).code == 0
+    assert broker.wait_for(Synth).instruct == "in a whisper"
+
+
+@pytest.mark.parametrize("speed", ["0.49", "2.01", "0", "-1", "nan", "inf"])
+def test_a_speed_out_of_its_range_is_refused_saying_the_range(run: Run, tmp_path: Path, speed: str) -> None:
+    with FakeBroker() as broker:
+        done = run("synth", "Hello.", "--speed", speed, "-o", str(tmp_path / "a.wav"), "--broker", broker.endpoint)
+        assert broker.all(Synth) == []
+    assert done.code == 65
+    assert "speed must be 0.5 to 2.0" in done.err
+
+
 def test_the_text_comes_from_a_file_or_from_standard_input(run: Run, broker: FakeBroker, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_bytes("\ufeffGrüße.\n".encode())

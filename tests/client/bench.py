@@ -14,6 +14,7 @@ from lighttts.transport.wire import (
     Accepted,
     Hello,
     Message,
+    SpeechRequest,
     Synth,
     Welcome,
     encode,
@@ -50,7 +51,7 @@ class Bench:
             self.session.received(encode(message), self.now)
         self._collect()
 
-    def open(self, request: Synth) -> None:
+    def open(self, request: SpeechRequest) -> None:
         self.session.open(request, self.now)
         self._collect()
 

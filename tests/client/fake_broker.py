@@ -17,6 +17,7 @@ from lighttts.transport.wire import (
     Accepted,
     Audio,
     Cancel,
+    Convert,
     Credit,
     End,
     EndAck,
@@ -27,6 +28,7 @@ from lighttts.transport.wire import (
     Mel,
     Message,
     Resume,
+    SpeechRequest,
     Status,
     Synth,
     Tokens,
@@ -44,7 +46,7 @@ Handler = Callable[["FakeBroker", bytes, Message], None]
 DEADLINE = 10.0
 
 
-def chunk_of(synth: Synth, number: int) -> np.ndarray:
+def chunk_of(synth: SpeechRequest, number: int) -> np.ndarray:
     """The `number`th chunk that the fake speaks for a request: a function of seed and number."""
     rng = np.random.default_rng([synth.seed % 2**32, number])
     if synth.output == "mel":
@@ -55,7 +57,7 @@ def chunk_of(synth: Synth, number: int) -> np.ndarray:
     return (wave * 32767).astype(np.int16) if synth.sample_type == "s16" else wave.astype(np.float32)
 
 
-def frame_of(synth: Synth, number: int, *, seq: int | None = None, first: int | None = None) -> Message:
+def frame_of(synth: SpeechRequest, number: int, *, seq: int | None = None, first: int | None = None) -> Message:
     """The message of that chunk; `seq` and `first` (sample or mel frame) can be made wrong."""
     data = chunk_of(synth, number)
     seq = number if seq is None else seq
@@ -73,7 +75,7 @@ class Served:
     """A request that the fake streams as credit allows."""
 
     peer: bytes
-    synth: Synth
+    synth: SpeechRequest
     credit: int
     sent: int = 0
 
@@ -178,7 +180,7 @@ def welcome(broker: FakeBroker, peer: bytes, message: Hello) -> None:
     broker.send(peer, Welcome("fake", "fake/1", 20_000, broker.max_credit, broker.ready))
 
 
-def serve(broker: FakeBroker, peer: bytes, message: Synth) -> None:
+def serve(broker: FakeBroker, peer: bytes, message: SpeechRequest) -> None:
     broker.send(peer, Accepted(message.request_id, RATE))
     broker.serving[message.request_id] = served = Served(peer, message, message.credit)
     broker.pump(served)
@@ -256,6 +258,7 @@ HANDLERS: dict[type[Message], Handler] = {
     Hello: welcome,
     Resume: forgotten,
     Synth: serve,
+    Convert: serve,
     Credit: _more_credit,
     Cancel: _cancelled,
     EndAck: _forget,

@@ -12,7 +12,7 @@ import pytest
 from lighttts.client import AsyncClient
 from lighttts.client.session import WINDOW
 from lighttts.errors import Cancelled, DeadlineExceeded, Overloaded, Unavailable, UnknownVoice
-from lighttts.transport.wire import Cancel, EndAck, Synth
+from lighttts.transport.wire import Cancel, Convert, EndAck, Synth
 from tests.client.fake_broker import RATE, FakeBroker, accept_only, chunk_of, refuse
 
 
@@ -39,6 +39,18 @@ def test_chunks_arrive_in_order_with_progress() -> None:
         assert synthesis.tokens == 100
         assert synthesis.seed == 3
         assert broker.wait_for(EndAck).request_id == synthesis.request_id
+
+    with FakeBroker() as broker:
+        with_client(broker, body)
+
+
+def test_conversions_arrive_in_order() -> None:
+    async def body(client: AsyncClient) -> None:
+        chunks = [chunk async for chunk in client.convert(b"RIFF....", voice="june", seed=3, output="mel")]
+        request = broker.wait_for(Convert)
+        assert (request.source, request.voice, request.output) == (b"RIFF....", "june", "mel")
+        for number, chunk in enumerate(chunks):
+            np.testing.assert_array_equal(chunk, chunk_of(request, number).astype(np.float32))
 
     with FakeBroker() as broker:
         with_client(broker, body)

@@ -30,7 +30,7 @@ from lighttts.errors import (
     Unavailable,
     UnknownVoice,
 )
-from lighttts.transport.wire import Accepted, Cancel, EndAck, Hello, ListVoices, Synth
+from lighttts.transport.wire import Accepted, Cancel, Convert, EndAck, Hello, ListVoices, Synth
 from tests.client.fake_broker import (
     RATE,
     FakeBroker,
@@ -104,6 +104,34 @@ def test_the_request_carries_what_was_asked_for(broker: FakeBroker, client: Clie
     assert (request.text, request.voice, bytes(request.prompt)) == ("Grüße.", "", b"RIFF")
     assert (request.prompt_text, request.seed, request.speed) == ("spoken", 9, 1.25)
     assert (request.output, request.deadline_ms) == ("mel", 2001)
+
+
+def test_a_conversion_yields_its_chunks_as_they_were_made(broker: FakeBroker, client: Client) -> None:
+    chunks = [*client.convert(b"RIFF....", voice="june", seed=5)]
+    request = broker.wait_for(Convert)
+    assert (request.source, request.voice, request.seed) == (b"RIFF....", "june", 5)
+    assert len(chunks) == 4
+    for number, chunk in enumerate(chunks):
+        np.testing.assert_array_equal(chunk, chunk_of(request, number))
+
+
+def test_a_conversion_without_voice_or_prompt_is_in_the_brokers_first_voice(broker: FakeBroker, client: Client) -> None:
+    client.convert(b"RIFF....").audio()
+    assert broker.wait_for(Convert).voice == "heart"
+
+
+def test_a_conversion_is_retried_and_cancelled_like_a_synthesis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lighttts.client.retry.FIRST_S", 0.01)
+    full = refuse("overloaded", "full", retryable=True, retry_after_ms=1)
+    with FakeBroker(script={Convert: full}) as broker, Client(broker.endpoint) as client:
+        with pytest.raises(Overloaded):
+            client.convert(b"RIFF....", voice="june", retries=2).audio()
+        assert len(broker.all(Convert)) == 3
+    with FakeBroker(script={Convert: accept_only}) as broker, Client(broker.endpoint) as client:
+        conversion = client.convert(b"RIFF....", voice="june")
+        assert conversion.sample_rate == RATE
+        conversion.close()
+        assert broker.wait_for(Cancel).request_id == conversion.request_id
 
 
 def test_progress_is_told_on_the_way(broker: FakeBroker, client: Client) -> None:
@@ -376,12 +404,12 @@ def test_a_wrong_address_is_a_config_error() -> None:
 
 def test_a_broker_of_another_version_is_a_protocol_error() -> None:
     def newer(broker: FakeBroker, peer: bytes, message: Hello) -> None:
-        broker.send_raw(peer, [b"LT\x03\x20", b"\x90"])
+        broker.send_raw(peer, [b"LT\x04\x20", b"\x90"])
 
     with (
         FakeBroker(script={Hello: newer}) as broker,
         Client(broker.endpoint) as client,
-        pytest.raises(ProtocolError, match="version 3"),
+        pytest.raises(ProtocolError, match="version 4"),
     ):
         client.voices()
 

@@ -412,7 +412,7 @@ def test_an_idle_client_sends_nothing() -> None:
 # ---- bad messages ----
 
 
-@pytest.mark.parametrize("frames", [[], [b"LT\x01\x22"], [b"LT\x09\x22", b"\x90"], [b"XX\x01\x22", b"\x90"]])
+@pytest.mark.parametrize("frames", [[], [b"LT\x03\x22"], [b"LT\x09\x22", b"\x90"], [b"XX\x01\x22", b"\x90"]])
 def test_what_is_no_message_fails_everything_with_a_protocol_error(frames: list[bytes]) -> None:
     bench = Bench()
     bench.streaming(synth())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+import pytest
+
 from lighttts.client.events import Arrived, Finished, Started
 from lighttts.client.session import WINDOW
 from lighttts.client.silence import AMONG_OTHERS
@@ -12,6 +14,7 @@ from lighttts.errors import (
     ConfigError,
     NoWorker,
     Overloaded,
+    ProtocolError,
     UnknownRequest,
 )
 from lighttts.transport.schema import Buffer
@@ -19,6 +22,7 @@ from lighttts.transport.wire import (
     OLDEST,
     VERSION,
     Accepted,
+    Convert,
     End,
     EndAck,
     Error,
@@ -26,6 +30,7 @@ from lighttts.transport.wire import (
     ListVoices,
     Message,
     Resume,
+    SpeechRequest,
     Synth,
     Voices,
     Welcome,
@@ -279,6 +284,46 @@ def test_a_broker_that_refuses_the_older_version_too_fails_those_who_wait() -> N
         bench.session.received(refusal(OLDEST), bench.now)
     bench.take_sent()
     assert "upgrade one of us" in bench.error().text
+
+
+def older() -> Bench:
+    """A client whose broker speaks the version before."""
+    bench = Bench(connected=False)
+    bench.session.connection.made(bench.now)
+    bench.session.received(refusal(OLDEST), bench.now)
+    bench.session.received(encode(WELCOME, OLDEST), bench.now)
+    bench.take_sent()
+    return bench
+
+
+CONVERT = Convert("r1", "heart", 7, 1.0, "audio", "f32", 0, 0, b"", b"RIFF")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [replace(synth("heart"), instruct="in a whisper"), replace(synth(""), instruct="in a whisper"), CONVERT],
+    ids=["instruct", "instruct, any voice", "conversion"],
+)
+def test_what_an_older_broker_does_not_know_is_an_error_and_is_not_asked_for(asked: SpeechRequest) -> None:
+    bench = older()
+    bench.open(asked)
+    bench.receive(*(Voices(message.query_id, 24000, ("heart",)) for message in bench.take_sent()))
+    assert bench.take_sent() == []
+    assert isinstance(bench.error(), ProtocolError)
+    assert "upgrade it" in bench.error().text
+
+
+def test_a_request_that_goes_on_at_an_older_broker_is_not_sent_again_without_what_that_does_not_know() -> None:
+    bench = Bench()
+    bench.open(replace(synth(), instruct="in a whisper"))
+    bench.session.disconnected(bench.now)
+    bench.session.connection.made(bench.now)
+    bench.session.received(refusal(OLDEST), bench.now)
+    bench.session.received(encode(WELCOME, OLDEST), bench.now)
+    bench.take_sent()
+    bench.receive(Error("r1", "unknown_request", "send it again", "", True, 0))
+    assert not any(isinstance(message, Synth) for message in bench.take_sent())
+    assert isinstance(bench.error(), ProtocolError)
 
 
 def test_an_error_of_an_older_version_after_the_greeting_changes_no_version() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighttts.errors import InvalidInput
-from lighttts.frontend.audio import MAX_BYTES, PromptAudio, read_prompt
+from lighttts.frontend.audio import MAX_BYTES, PromptAudio, read_prompt, read_source
 
 
 def tone(seconds: float, rate: int, hz: float = 1000.0, level: float = 0.5) -> np.ndarray:
@@ -78,6 +78,21 @@ def test_what_is_no_usable_prompt_is_refused(audio_file, samples, rate, subtype,
     with pytest.raises(InvalidInput, match=reason) as caught:
         read_prompt(audio_file(samples, rate, subtype=subtype), 24000)
     assert caught.value.field == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "reason"),
+    [(30.01, "The source audio is longer than 30 s; convert it in pieces"), (0.99, "source audio has 0.99 s; send at")],
+)
+def test_a_source_has_the_limits_of_a_prompt_and_its_own_words_for_them(audio_file, seconds, reason):
+    with pytest.raises(InvalidInput, match=reason) as caught:
+        read_source(audio_file(tone(seconds, 16000), 16000))
+    assert caught.value.field == "source"
+
+
+def test_a_source_is_read_as_a_prompts_speech_is(audio_file):
+    content = audio_file(tone(30.0, 24000), 24000)
+    np.testing.assert_array_equal(read_source(content), read_prompt(content, 24000).speech)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"RIFF", b"\x00" * 1000, b"OggS" + bytes(100), b"fLaC"])

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from lighttts.errors import InvalidInput, ModelError, UnknownVoice
-from lighttts.frontend.encode import EncodeEngine, EncodeJob
+from lighttts.frontend.encode import ConvertJob, EncodeEngine, EncodeJob
 from lighttts.models.directory import ModelDirectory
 
 from .conftest import GOLDEN
@@ -116,6 +117,96 @@ def test_cosyvoice3_keeps_an_instruction_that_is_given(prompt_file):
     assert in_prompt.prompt_text_ids.tolist().count(END_OF_PROMPT) == 1
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_an_instruction_takes_the_place_of_what_the_prompt_says_and_the_flow_keeps_the_prompt(version, prompt_file):
+    encoded = ENGINES[version].encode(EncodeJob("Hi.", prompt_audio=prompt_file, instruct="in a whisper"))
+    ids = encoded.prompt_text_ids.tolist()
+    words = ENGINES[version].encode(EncodeJob("in a whisper<|endofprompt|>", voice="tiny-voice")).sentences[0].ids
+    assert ids[-1] == END_OF_PROMPT
+    assert ids.count(END_OF_PROMPT) == 1
+    assert ids == words.tolist() if version == 2 else ids[:3] == INSTRUCTION[:3]
+    assert len(encoded.llm_prompt_tokens) == 0
+    assert len(encoded.voice.tokens) > 0
+    assert encoded.voice.key == ENGINES[version].encode(EncodeJob("Ho.", prompt_audio=prompt_file)).voice.key
+
+
+def test_an_instruction_goes_before_every_sentence_of_a_registered_voice(model_copy):
+    folder = model_copy(2)
+    register(folder, "cloned", **zero_shot_voice([8, 9]))
+    engine = EncodeEngine(ModelDirectory.open(folder))
+    plain = engine.encode(EncodeJob("Hi.", voice="cloned"))
+    told = engine.encode(EncodeJob("Hi.", voice="cloned", instruct="in a whisper"))
+    assert told.prompt_text_ids.tolist()[-1] == END_OF_PROMPT
+    assert len(told.llm_prompt_tokens) == 0
+    assert told.voice is plain.voice
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize(
+    "instruct", ["in a whisper", " in a whisper ", "in a whisper<|endofprompt|>", "in a whisper <|endofprompt|>\n"]
+)
+def test_the_mark_of_an_instruction_may_be_left_out(version, instruct):
+    job = EncodeJob("Hi.", voice="tiny-voice", instruct=instruct)
+    bare = EncodeJob("Hi.", voice="tiny-voice", instruct="in a whisper")
+    ids = [ENGINES[version].encode(each).prompt_text_ids.tolist() for each in (job, bare)]
+    assert ids[0] == ids[1]
+
+
+def test_cosyvoice3_is_told_who_it_is_once_whoever_says_it():
+    told = [
+        ENGINES[3].encode(EncodeJob("Hi.", voice="tiny-voice", instruct=instruct)).prompt_text_ids.tolist()
+        for instruct in ("in a whisper", "You are a helpful assistant. in a whisper")
+    ]
+    assert told[0] == told[1]
+    assert told[0][: len(INSTRUCTION) - 1] == INSTRUCTION[:-1]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(max_size=40) | st.sampled_from(["<|endofprompt|>", "a<|endofprompt|>b", "<|endofprompt|>" * 2]))
+def test_an_instruction_is_refused_or_ends_with_its_only_mark(instruct):
+    try:
+        ids = ENGINES[2].encode(EncodeJob("Hi.", voice="tiny-voice", instruct=instruct)).prompt_text_ids.tolist()
+    except InvalidInput:
+        return
+    assert ids.count(END_OF_PROMPT) == (1 if instruct.strip() else 0)
+    assert not instruct.strip() or ids[-1] == END_OF_PROMPT
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_conversion_is_the_sources_speech_tokens_and_the_other_voice(version, prompt_file, audio_file, reference):
+    expected = load_file(GOLDEN / f"cosyvoice{version}-tiny" / "prompt.safetensors")["speech_token"][0]
+    source = audio_file(reference["wav16k"], 16000, subtype="FLOAT")
+    of_voice = ENGINES[version].convert(ConvertJob(source, voice="tiny-voice"))
+    of_prompt = ENGINES[version].convert(ConvertJob(source, prompt_audio=prompt_file))
+    for converted in (of_voice, of_prompt):
+        np.testing.assert_array_equal(converted.tokens, expected)
+        assert converted.tokens.dtype == np.int32
+    assert of_voice.voice is ENGINES[version].encode(EncodeJob("Hi.", voice="tiny-voice")).voice
+    assert of_prompt.voice.key == ENGINES[version].encode(EncodeJob("Hi.", prompt_audio=prompt_file)).voice.key
+
+
+@pytest.mark.parametrize(
+    ("job", "field"),
+    [
+        (ConvertJob(b"x"), "voice"),
+        (ConvertJob(b"x", voice="tiny-voice", prompt_audio=b"x"), "voice"),
+        (ConvertJob(b"", voice="tiny-voice"), "source"),
+        (ConvertJob(b"no audio", voice="tiny-voice"), "source"),
+    ],
+)
+def test_a_wrong_conversion_is_refused_naming_the_field(job, field):
+    with pytest.raises(InvalidInput) as caught:
+        ENGINES[2].convert(job)
+    assert caught.value.field == field
+
+
+def test_a_conversion_to_what_cannot_be_is_refused(prompt_file):
+    with pytest.raises(UnknownVoice, match="no voice"):
+        ENGINES[2].convert(ConvertJob(prompt_file, voice="nobody"))
+    with pytest.raises(InvalidInput, match="prompt audio cannot be read"):
+        ENGINES[2].convert(ConvertJob(prompt_file, prompt_audio=b"no audio"))
+
+
 def test_a_prompt_seen_before_is_not_extracted_again(prompt_file):
     engine = EncodeEngine(ModelDirectory.open(GOLDEN / "cosyvoice2-tiny"))
     first = engine.encode(EncodeJob("Hi.", prompt_audio=prompt_file))
@@ -155,6 +246,8 @@ def test_threads_sharing_an_engine_get_what_one_thread_gets(audio_file, referenc
         (EncodeJob("Hi."), "voice", "either the name of a voice or prompt audio"),
         (EncodeJob("Hi.", voice="tiny-voice", prompt_audio=b"x"), "voice", "and not both"),
         (EncodeJob("Hi.", voice="tiny-voice", prompt_text="x"), "prompt_text", "goes with prompt audio"),
+        (EncodeJob("Hi.", prompt_audio=b"x", prompt_text="x", instruct="x"), "instruct", "an instruction or a prompt"),
+        (EncodeJob("Hi.", voice="tiny-voice", instruct="a<|endofprompt|>b"), "instruct", "at their end or nowhere"),
         (EncodeJob("", voice="tiny-voice"), "text", "text is empty"),
         (EncodeJob("Hi.", prompt_audio=b"no audio"), "prompt", "cannot be read as audio"),
         (EncodeJob("Hi.", prompt_audio=b"x", prompt_text="?!"), "prompt_text", "no words"),

@@ -1,4 +1,4 @@
-"""Text in, speech out, through real daemons: what a request gives, and that it depends on nothing but itself."""
+"""Text or speech in, speech out, through real daemons: what a request gives depends on nothing but itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import numpy as np
 import pytest
 
 from lighttts.client import Client
+from lighttts.engine.decode import VoicePrompt
+from lighttts.errors import InvalidInput
+from lighttts.frontend.encode import ConvertJob
+from tests.system.conftest import make_wav
+from tests.workers.golden import VOICE, decoded, encode_engine
 
 SAMPLES_PER_TOKEN = 960
 TEXTS = [
@@ -69,6 +74,44 @@ def test_a_prompt_lends_its_voice(client: Client, prompt_wav: bytes, prompt_text
     again = client.synthesize(TEXTS[0], prompt=prompt_wav, prompt_text=prompt_text, seed=7).audio()
     np.testing.assert_array_equal(cloned, again)
     assert len(cloned) != len(preset) or not np.allclose(cloned, preset)
+
+
+@pytest.mark.parametrize("cloned", [False, True], ids=["preset", "prompt"])
+def test_an_instruction_is_heard_and_heard_again_the_same(client: Client, prompt_wav: bytes, cloned: bool) -> None:
+    voice = {"prompt": prompt_wav} if cloned else {}
+    plain = client.synthesize(TEXTS[0], seed=7, **voice).audio()
+    told = client.synthesize(TEXTS[0], seed=7, instruct="in a whisper", **voice).audio()
+    again = client.synthesize(TEXTS[0], seed=7, instruct="in a whisper<|endofprompt|>", **voice).audio()
+    np.testing.assert_array_equal(told, again)
+    assert len(told) != len(plain) or not np.allclose(told, plain)
+
+
+def test_a_conversion_streams_what_the_source_says_in_the_other_voice(client: Client, prompt_wav: bytes) -> None:
+    with client.convert(prompt_wav, output="mel", seed=3) as conversion:
+        chunks = [np.asarray(chunk) for chunk in conversion]
+    converted = encode_engine().convert(ConvertJob(prompt_wav, voice=VOICE))
+    voice = VoicePrompt(converted.voice.key, converted.voice.embedding, converted.voice.tokens, converted.voice.mel)
+    assert len(chunks) >= 2
+    assert conversion.tokens == len(converted.tokens)
+    np.testing.assert_allclose(np.concatenate(chunks), decoded(converted.tokens, voice, 3, "mel"), atol=1e-4)
+
+
+def test_a_conversion_to_a_prompts_voice_is_as_long_as_its_source_and_the_same_again(
+    client: Client, prompt_wav: bytes
+) -> None:
+    source = make_wav(0.3 * np.sin(np.arange(24000 * 4) ** 1.2 / 20), 24000)
+    first, again = (client.convert(source, prompt=prompt_wav, seed=3).audio() for _ in range(2))
+    other = client.convert(source, seed=3).audio()
+    np.testing.assert_array_equal(first, again)
+    assert len(first) == len(other) == 4 * 25 * SAMPLES_PER_TOKEN
+    assert not np.allclose(first, other)
+
+
+def test_what_cannot_be_converted_is_refused_by_field(client: Client) -> None:
+    for source, text in ((b"no audio", "cannot be read"), (make_wav(np.zeros(32000), 16000), "is silent")):
+        with pytest.raises(InvalidInput, match=f"source audio {text}") as caught:
+            client.convert(source).audio()
+        assert caught.value.field == "source"
 
 
 def test_speed_changes_the_length_and_nothing_else(client: Client) -> None:

@@ -20,7 +20,7 @@ from lighttts.transport.endpoints import connectable, is_loopback, listening, tc
 from lighttts.transport.sockets import IPC_PATH_MAX, IpcLock, SocketOptions, make_socket
 from lighttts.transport.transport import NO_TARGET, Delivery, Link, Router, Sockets
 from lighttts.transport.watch import Connection, connection_event
-from lighttts.transport.wire import MAX_FRAME_BYTES, OLDEST, VERSION, Hello, Welcome, encode, version_of
+from lighttts.transport.wire import MAX_FRAME_BYTES, OLDEST, VERSION, EncodeWork, Hello, Welcome, encode, version_of
 
 DEADLINE_MS = 10_000
 ANY_PORT = "tcp://127.0.0.1:0"
@@ -175,6 +175,14 @@ def test_a_peer_that_was_upgraded_is_answered_in_its_new_version(sockets: Socket
         receive(router)
         router.send(b"peer", encode(Welcome("b", "s", 1, 1)))
         assert version_of(receive(dealer)[1]) == version
+
+
+def test_a_peer_that_cannot_be_told_something_in_its_version_counts_as_gone(sockets: Sockets) -> None:
+    router = sockets.router(ANY_PORT)
+    send(sockets.dealer(router.endpoint, b"old"), *map(bytes, encode(Hello("c", "s"), OLDEST)))
+    receive(router)
+    assert router.send(b"old", encode(EncodeWork("r", 0, "Hi.", "v", "", b"", "in a whisper"))) is Delivery.GONE
+    assert router.peers == set()
 
 
 # ---- links ----

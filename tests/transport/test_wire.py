@@ -21,7 +21,6 @@ from lighttts.transport.wire import (
     OLDEST,
     REGISTRY,
     VERSION,
-    VERSIONS,
     Audio,
     Cancel,
     Grant,
@@ -31,16 +30,16 @@ from lighttts.transport.wire import (
     Synth,
     Tokens,
     Voices,
-    Welcome,
     decode,
     encode,
     head,
+    since,
     translate,
     version_of,
 )
 from tests.transport.strategies import messages
 
-HEAD = b"LT\x02"
+HEAD = b"LT\x03"
 
 
 def frames_of(message: Message) -> list[bytes]:
@@ -150,7 +149,7 @@ def test_damaged_frames_are_refused_or_another_valid_message(frames: list[bytes]
 @given(st.lists(st.binary(max_size=60), max_size=10))
 @settings(deadline=None)
 @example([])
-@example([b"LT\x01\x12"])
+@example([b"LT\x03\x12"])
 def test_arbitrary_frames_are_refused(frames: list[bytes]) -> None:
     refused_or_valid(frames)
 
@@ -209,24 +208,43 @@ def test_a_body_that_is_not_the_fields_is_refused(body: bytes) -> None:
 # ---- versions ----
 
 
+def plain(message: Message) -> Message:
+    """The message without what came later than itself."""
+    return replace(message, **{later.name: later.default for later in message.LATER})
+
+
+@given(messages().filter(lambda message: message.FIRST == OLDEST))
+@settings(max_examples=300, deadline=None)
+def test_a_message_of_the_version_before_means_the_same(message: Message) -> None:
+    old = encode(plain(message), OLDEST)
+    received = decode(old)
+    assert version_of(old) == OLDEST
+    assert received == plain(message)
+    assert [*map(bytes, encode(received, OLDEST))] == [*map(bytes, old)]
+
+
 @given(messages())
 @settings(max_examples=300, deadline=None)
-def test_a_message_of_the_version_before_means_the_same_without_what_came_later(message: Message) -> None:
-    old = encode(message, OLDEST)
-    received = decode(old)
-    known = message.LENGTHS[OLDEST]
-    assert version_of(old) == OLDEST
-    assert type(received) is type(message)
-    assert [*map(bytes, encode(received, OLDEST))] == [*map(bytes, old)]
-    for name, _ in message.FIELDS[known:]:
-        default = next(field.default for field in fields(type(message)) if field.name == name)
-        assert getattr(received, name) == default
+def test_what_the_version_before_has_no_words_for_is_refused_and_never_left_out(message: Message) -> None:
+    if message.FIRST == OLDEST and message == plain(message):
+        assert since(message) == OLDEST
+        return
+    assert since(message) == VERSION
+    for say in (lambda: encode(message, OLDEST), lambda: translate(encode(message), OLDEST)):
+        with pytest.raises(ProtocolError, match="no words"):
+            say()
+
+
+@pytest.mark.parametrize("cls", [cls for cls in REGISTRY.values() if cls.FIRST > OLDEST])
+def test_a_message_of_a_later_version_is_unknown_to_the_one_before(cls: type[Message]) -> None:
+    with pytest.raises(ProtocolError, match="unknown message tag"):
+        decode([head(cls, OLDEST), Untouched()])  # type: ignore[list-item]
 
 
 @given(messages())
 @settings(max_examples=300, deadline=None)
 def test_a_relayed_message_is_translated_to_the_version_of_whoever_gets_it(message: Message) -> None:
-    for there in VERSIONS:
+    for there in range(since(message), VERSION + 1):
         there_and_here = translate(encode(message), there)
         assert [*map(bytes, there_and_here)] == [*map(bytes, encode(message, there))]
         assert decode(translate(there_and_here, VERSION)) == decode(there_and_here)
@@ -238,9 +256,9 @@ def test_what_is_relayed_by_the_thousand_is_alike_in_both_versions(cls: type[Mes
 
 
 def test_a_field_of_a_later_version_is_refused_in_an_older_message() -> None:
-    newest = encode(Welcome("b", "s", 1, 1, ready=False))
-    with pytest.raises(ProtocolError, match="must have 4 fields"):
-        decode([head(Welcome, OLDEST), *newest[1:]])
+    newest = encode(replace(synth(), instruct="in a whisper"))
+    with pytest.raises(ProtocolError, match="must have 11 fields"):
+        decode([head(Synth, OLDEST), *newest[1:]])
 
 
 @pytest.mark.parametrize("frames", [[], [b""], [b"LT\x02"], [b"XX\x02\x10", b""]])
@@ -252,7 +270,7 @@ def test_what_is_no_message_has_no_version(frames: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    "first", [b"", b"LT\x02", b"LT\x02\x12\x00", b"XT\x01\x12", b"LT\x00\x12", b"LT\x03\x12", b"LT\x02\xff"]
+    "first", [b"", b"LT\x03", b"LT\x03\x12\x00", b"XT\x03\x12", b"LT\x01\x12", b"LT\x04\x12", b"LT\x03\xff"]
 )
 def test_a_wrong_head_is_refused_before_the_body_is_looked_at(first: bytes) -> None:
     with pytest.raises(ProtocolError):
@@ -260,7 +278,7 @@ def test_a_wrong_head_is_refused_before_the_body_is_looked_at(first: bytes) -> N
 
 
 def test_the_version_is_named_when_it_is_another() -> None:
-    with pytest.raises(ProtocolError, match="version 9 is not supported, this side speaks 1"):
+    with pytest.raises(ProtocolError, match="version 9 is not supported, this side speaks 2"):
         decode([b"LT\x09\x12", b"\x90"])
 
 
@@ -352,7 +370,7 @@ def synth() -> Synth:
         (replace(synth(), speed=float("nan")), "speed"),
         (replace(synth(), speed=float("inf")), "speed"),
         (replace(synth(), output="video"), "output"),
-        (replace(synth(), prompt=bytes(wire.MAX_PROMPT_AUDIO + 1)), "prompt"),
+        (replace(synth(), prompt=bytes(wire.MAX_AUDIO_FILE + 1)), "prompt"),
         (Grant(1, 2**32), "credit"),
         (Voices(1, 24000, ("v",) * (wire.MAX_VOICES + 1)), "names"),
         (audio(np.zeros(3, np.float64)), "samples"),

@@ -10,7 +10,7 @@ import soundfile
 from prometheus_client import REGISTRY
 from safetensors.numpy import load_file
 
-from lighttts.frontend.encode import EncodeEngine, EncodeJob
+from lighttts.frontend.encode import ConvertJob, EncodeEngine, EncodeJob
 from lighttts.transport import wire
 from lighttts.workers.encode import EncodeStage
 from lighttts.workers.stage import Result, Work
@@ -20,9 +20,15 @@ TEXT = "Hello there, general. How are you today?"
 
 
 def encode_work(
-    request_id: str, text: str = TEXT, *, voice: str = VOICE, prompt: bytes = b"", prompt_text: str = ""
+    request_id: str,
+    text: str = TEXT,
+    *,
+    voice: str = VOICE,
+    prompt: bytes = b"",
+    prompt_text: str = "",
+    instruct: str = "",
 ) -> wire.EncodeWork:
-    return wire.EncodeWork(request_id, 2, text, voice, prompt_text, prompt)
+    return wire.EncodeWork(request_id, 2, text, voice, prompt_text, prompt, instruct)
 
 
 def prompt_file() -> bytes:
@@ -36,7 +42,7 @@ def stage(engine: EncodeEngine | None = None) -> EncodeStage:
     return EncodeStage(engine or encode_engine(), epoch=9, capacity=4)
 
 
-def run(stage: EncodeStage, *works: wire.EncodeWork) -> list[Result]:
+def run(stage: EncodeStage, *works: wire.EncodeWork | wire.ConvertWork) -> list[Result]:
     for work in works:
         give(stage, work)
     results = []
@@ -50,14 +56,19 @@ def hit_rate() -> float | None:
 
 
 @pytest.mark.parametrize(
-    ("voice", "prompt", "prompt_text"),
-    [(VOICE, b"", ""), ("", prompt_file(), "what is said"), ("", prompt_file(), "")],
-    ids=["preset", "zero_shot", "cross_lingual"],
+    ("voice", "prompt", "prompt_text", "instruct"),
+    [
+        (VOICE, b"", "", ""),
+        ("", prompt_file(), "what is said", ""),
+        ("", prompt_file(), "", ""),
+        ("", prompt_file(), "", "in a whisper"),
+    ],
+    ids=["preset", "zero_shot", "cross_lingual", "instruct"],
 )
-def test_the_message_holds_what_the_engine_made(voice: str, prompt: bytes, prompt_text: str) -> None:
-    work = encode_work("a", voice=voice, prompt=prompt, prompt_text=prompt_text)
+def test_the_message_holds_what_the_engine_made(voice: str, prompt: bytes, prompt_text: str, instruct: str) -> None:
+    work = encode_work("a", voice=voice, prompt=prompt, prompt_text=prompt_text, instruct=instruct)
     (result,) = run(stage(), work)
-    expected = encode_engine().encode(EncodeJob(TEXT, voice, prompt, prompt_text))
+    expected = encode_engine().encode(EncodeJob(TEXT, voice, prompt, prompt_text, instruct))
     message = result.message
     assert result.ends
     assert isinstance(message, wire.Encoded)
@@ -73,6 +84,24 @@ def test_the_message_holds_what_the_engine_made(voice: str, prompt: bytes, promp
     assert wire.decode([bytes(frame) for frame in wire.encode(message)]) == message
 
 
+@pytest.mark.parametrize(("voice", "prompt"), [(VOICE, b""), ("", prompt_file())], ids=["preset", "prompt"])
+def test_a_conversion_has_the_sources_tokens_the_voice_and_no_text(voice: str, prompt: bytes) -> None:
+    (result,) = run(stage(), wire.ConvertWork("a", 2, voice, prompt, prompt_file()))
+    expected = encode_engine().convert(ConvertJob(prompt_file(), voice, prompt))
+    message = result.message
+    assert result.ends
+    assert isinstance(message, wire.Encoded)
+    assert (message.request_id, message.attempt, message.epoch) == ("a", 2, 9)
+    np.testing.assert_array_equal(message.source_tokens, expected.tokens)
+    np.testing.assert_array_equal(message.voice_tokens, expected.voice.tokens)
+    np.testing.assert_array_equal(message.voice_mel, expected.voice.mel)
+    np.testing.assert_array_equal(message.voice_embedding, expected.voice.embedding)
+    assert message.voice_key == expected.voice.key
+    assert not message.lengths
+    assert not len(message.text_ids)
+    assert wire.decode([bytes(frame) for frame in wire.encode(message)]) == message
+
+
 def test_requests_are_encoded_in_the_order_they_came() -> None:
     results = run(stage(), *(encode_work(name) for name in "abc"))
     assert [result.work.request_id for result in results] == ["a", "b", "c"]
@@ -84,10 +113,11 @@ def test_requests_are_encoded_in_the_order_they_came() -> None:
         (encode_work("bad", voice="nobody"), "unknown_voice"),
         (encode_work("bad", text=" "), "invalid_input"),
         (encode_work("bad", voice="", prompt=b"no audio"), "invalid_input"),
+        (wire.ConvertWork("bad", 2, VOICE, b"", b"no audio"), "invalid_input"),
     ],
 )
 def test_a_request_that_is_wrong_is_answered_with_its_error_and_the_next_is_encoded(
-    work: wire.EncodeWork, code: str
+    work: wire.EncodeWork | wire.ConvertWork, code: str
 ) -> None:
     bad, good = run(stage(), work, encode_work("good"))
     assert isinstance(bad.message, wire.StageFailed)

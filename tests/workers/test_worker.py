@@ -214,7 +214,7 @@ def test_an_engine_that_only_fails_ends_the_worker_with_an_error(
 def test_messages_that_make_no_sense_are_counted_and_survived(broker: FakeBroker, worker: Running) -> None:
     broker.joined()
     before = {why: refused(why) for why in ("malformed", "unknown")}
-    broker.send_raw(b"LT\x01\x52", b"\xff")
+    broker.send_raw(b"LT\x03\x52", b"\xff")
     broker.send_raw(b"GET / HTTP/1.1")
     broker.send(wire.Hello("client", "software"))
     broker.send(wire.Registered(BOOT.epoch + 1, "another", 20, 60_000))
