@@ -1,4 +1,7 @@
-"""A token bucket: how often something may be done, with bursts of up to a minute's worth. Times are monotonic seconds."""
+"""A token bucket: how often something may be done, with bursts of up to a minute's worth.
+
+Times are monotonic seconds.
+"""
 
 from __future__ import annotations
 
