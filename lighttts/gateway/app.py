@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from lighttts.client import AsyncClient
@@ -34,10 +34,23 @@ CORS_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", "traceparent")
 CORS_EXPOSED = ("X-Request-ID", "Retry-After")
 
 
+def make_routes(client: AsyncClient, keys: KeyRing | None) -> list[Route]:
+    """All doors, around `client`."""
+    board = Board(client)
+    speaker = Speaker(client, Quotas())
+    open_door = Door(None, problem)
+    return [
+        *OpenAI(speaker, board).routes(Door(keys, openai_error, OPENAI_FIELDS)),
+        *Upstream(speaker, board).routes(Door(keys, upstream_problem, UPSTREAM_FIELDS)),
+        *Health(board).routes(open_door, Door(keys, problem)),
+        open_door.route("/openapi.json", _openapi, "GET"),
+    ]
+
+
 def make_app(config: Config, keys: KeyRing | None) -> ASGIApp:
     """The application; it connects to the brokers when it is started."""
     client = AsyncClient(config.brokers, keys=config.security.keys)
-    routes = _routes(client, keys)
+    routes = make_routes(client, keys)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
@@ -52,18 +65,6 @@ def make_app(config: Config, keys: KeyRing | None) -> ASGIApp:
             lifespan=lifespan,
         )
     )
-
-
-def _routes(client: AsyncClient, keys: KeyRing | None) -> list[BaseRoute]:
-    board = Board(client)
-    speaker = Speaker(client, Quotas())
-    open_door = Door(None, problem)
-    return [
-        *OpenAI(speaker, board).routes(Door(keys, openai_error, OPENAI_FIELDS)),
-        *Upstream(speaker, board).routes(Door(keys, upstream_problem, UPSTREAM_FIELDS)),
-        *Health(board).routes(open_door, Door(keys, problem)),
-        open_door.route("/openapi.json", _openapi, "GET"),
-    ]
 
 
 async def _openapi(request: Request, key: ApiKey | None) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -21,9 +22,8 @@ class Board:
     def __init__(self, client: AsyncClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
         self._clock = clock
-        self._asking = asyncio.Lock()
-        self._status: Status | None = None
-        self._until = 0.0
+        self._asking: asyncio.Task[Status] | None = None
+        self._until = math.inf
 
     async def model(self) -> str:
         """The name of the model that is served, "" while there is no worker. Raises `Unavailable`."""
@@ -45,8 +45,13 @@ class Board:
         return f"no worker is ready for: {', '.join(missing)}" if missing else ""
 
     async def _fresh(self) -> Status:
-        async with self._asking:
-            if self._status is None or self._clock() >= self._until:
-                self._status = await self._client.status()
-                self._until = self._clock() + FRESH_S
-            return self._status
+        """One question serves all who ask meanwhile, also where it has no answer for seconds."""
+        if self._asking is None or self._clock() >= self._until:
+            self._until = math.inf
+            self._asking = asyncio.create_task(self._client.status())
+            self._asking.add_done_callback(self._asked)
+        return await asyncio.shield(self._asking)
+
+    def _asked(self, asking: asyncio.Task[Status]) -> None:
+        failed = asking.cancelled() or asking.exception() is not None
+        self._until = self._clock() + (0.0 if failed else FRESH_S)

@@ -77,12 +77,13 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 
 def write_keys(path: Path, keys: Iterable[ApiKey]) -> None:
-    """Writes a file of keys whole or not at all; only its owner, and the group it has, may read it."""
+    """Writes a file of keys whole or not at all. Everybody may read it: hashes of random keys give nothing away."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                os.fchmod(descriptor, 0o644)
                 file.writelines(f"{key.line()}\n" for key in keys)
                 file.flush()
                 os.fsync(descriptor)
