@@ -11,14 +11,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from lighttts.client import AsyncClient
 from lighttts.config import Config
 from lighttts.gateway.board import Board
-from lighttts.gateway.door import Door, failure_of_http
-from lighttts.gateway.failures import openai_error, problem, upstream_problem
+from lighttts.gateway.door import Door
+from lighttts.gateway.failures import failure_of, openai_error, problem, upstream_problem
 from lighttts.gateway.health import Health
 from lighttts.gateway.journal import Journal
 from lighttts.gateway.keyring import KeyRing
@@ -27,6 +27,7 @@ from lighttts.gateway.openai import OPENAI_FIELDS, OpenAI
 from lighttts.gateway.openapi import document
 from lighttts.gateway.quotas import Quotas
 from lighttts.gateway.speech import Speaker
+from lighttts.gateway.talk import Talk
 from lighttts.gateway.upstream import UPSTREAM_FIELDS, Upstream
 
 OPENAI_PATHS = "/v1/"
@@ -34,7 +35,7 @@ CORS_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", "traceparent")
 CORS_EXPOSED = ("X-Request-ID", "Retry-After")
 
 
-def make_routes(client: AsyncClient, keys: KeyRing | None) -> list[Route]:
+def make_routes(client: AsyncClient, keys: KeyRing | None, origins: tuple[str, ...] = ()) -> list[BaseRoute]:
     """All doors, around `client`."""
     board = Board(client)
     speaker = Speaker(client, Quotas())
@@ -42,6 +43,7 @@ def make_routes(client: AsyncClient, keys: KeyRing | None) -> list[Route]:
     return [
         *OpenAI(speaker, board).routes(Door(keys, openai_error, OPENAI_FIELDS)),
         *Upstream(speaker, board).routes(Door(keys, upstream_problem, UPSTREAM_FIELDS)),
+        *Talk(speaker, origins).routes(Door(keys, problem)),
         *Health(board).routes(open_door, Door(keys, problem)),
         open_door.route("/openapi.json", _openapi, "GET"),
     ]
@@ -50,7 +52,7 @@ def make_routes(client: AsyncClient, keys: KeyRing | None) -> list[Route]:
 def make_app(config: Config, keys: KeyRing | None) -> ASGIApp:
     """The application; it connects to the brokers when it is started."""
     client = AsyncClient(config.brokers, keys=config.security.keys)
-    routes = make_routes(client, keys)
+    routes = make_routes(client, keys, config.gateway.cors_origins)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
@@ -86,6 +88,5 @@ def _middleware(origins: Sequence[str]) -> list[Middleware]:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     """What no route takes."""
-    assert isinstance(error, HTTPException)
     shape = openai_error if request.url.path.startswith(OPENAI_PATHS) else problem
-    return shape(failure_of_http(error))
+    return shape(failure_of(error))

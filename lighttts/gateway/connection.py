@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Mapping
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,22 +21,26 @@ class ClientGone(Exception):
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
     """What `work` returns; cancels it and raises `ClientGone` when the client leaves first."""
+    return await unless(_gone(receive), work)
+
+
+async def unless(reason: Awaitable[NoReturn], work: Awaitable[T]) -> T:
+    """What `work` returns; cancels it when `reason` raises something first, and raises that."""
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(receive))
+    watching = asyncio.ensure_future(reason)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGone
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else watching.result()
     finally:
         working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _gone(receive: Receive) -> NoReturn:
     while (await receive())["type"] != "http.disconnect":
         pass
+    raise ClientGone
 
 
 class Streamed(Response):

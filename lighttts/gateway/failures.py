@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from lighttts import errors
 from lighttts.errors import LightTTSError
+from lighttts.logs import get_logger
 
 RETRY_S = 1.0
 """Seconds to wait, told where an error says that a retry can help but not when."""
@@ -28,6 +30,8 @@ _STATUS: dict[type[LightTTSError], int] = {
     errors.ProtocolError: 502,
 }
 """500 for all others."""
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+"""What the framework refuses, beside forms that it cannot read."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,17 @@ Shape = Callable[[Failure], Response]
 """How a door writes a failure."""
 
 
-def failure_of(error: LightTTSError) -> Failure:
-    """The failure for an error of the broker or the client library."""
-    status = _STATUS.get(type(error), 500)
-    again = (error.retry_after or RETRY_S) if error.retryable else None
-    return Failure(status, error.code, error.text, error.field, again)
+def failure_of(error: Exception) -> Failure:
+    """What is told of an error; one that is a defect of ours goes to the log instead."""
+    if isinstance(error, Refused):
+        return error.failure
+    if isinstance(error, LightTTSError):
+        again = (error.retry_after or RETRY_S) if error.retryable else None
+        return Failure(_STATUS.get(type(error), 500), error.code, error.text, error.field, again)
+    if isinstance(error, HTTPException):
+        return Failure(error.status_code, _CODES.get(error.status_code, "invalid_input"), error.detail)
+    get_logger().error("request failed", exc_info=error)
+    return Failure(500, "internal", "a defect of this server: its log tells more")
 
 
 def problem(failure: Failure) -> Response:

@@ -16,6 +16,7 @@ from lighttts.logs import get_logger
 PATH_MAX = 200
 CLIENT_GONE = 499
 """Status in the log of a request whose client left before there was an answer."""
+_CLOSED_WELL = 1000
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 
@@ -28,7 +29,7 @@ class Journal:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -61,14 +62,18 @@ class _Line:
 
     def note(self, message: Message) -> None:
         """Sees what is sent."""
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
+        kind = message["type"].removeprefix("websocket.")
+        if kind in ("http.response.start", "accept"):
+            self._status = message.get("status", 101)
+            message.setdefault("headers", [])
             MutableHeaders(scope=message).append("X-Request-ID", self._request_id)
-        elif message["type"] == "http.response.body":
-            self._bytes += len(message.get("body", b""))
-            self._complete = not message.get("more_body", False)
+        elif kind in ("http.response.body", "send"):
+            self._bytes += len(message.get("body") or message.get("bytes") or b"")
+            self._complete = kind == "http.response.body" and not message.get("more_body", False)
             if self._first is None:
                 self._first = time.monotonic() - self._began
+        elif kind == "close":
+            self._complete = message.get("code", _CLOSED_WELL) == _CLOSED_WELL
 
     def write(self) -> None:
         """Logs it."""
@@ -76,7 +81,7 @@ class _Line:
         client = scope.get("client")
         get_logger().info(
             "request",
-            method=scope["method"],
+            method=scope.get("method", "WEBSOCKET"),
             path=scope["path"][:PATH_MAX],
             status=self._status,
             complete=self._complete,

@@ -15,6 +15,7 @@ from lighttts.config import Config, GatewayConfig
 from lighttts.daemon import run_daemon
 from lighttts.errors import ConfigError
 from lighttts.gateway.app import make_app
+from lighttts.gateway.body import FORM_MAX_BYTES
 from lighttts.gateway.keyring import KeyRing
 from lighttts.logs import get_logger
 from lighttts.notify import notify, watchdog_interval
@@ -65,7 +66,9 @@ async def _serve(config: Config) -> None:
             uvicorn.Config(
                 app,
                 http="h11",
-                ws="none",
+                ws="websockets-sansio",
+                ws_max_size=FORM_MAX_BYTES,
+                ws_per_message_deflate=False,
                 lifespan="on",
                 log_config=None,
                 access_log=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -61,10 +61,14 @@ class Speaker:
             raise
         return spoken, first
 
+    def admitted(self, key: ApiKey | None) -> AbstractContextManager[None]:
+        """Counts against the quota of `key`. Raises `Refused`."""
+        return self._quotas.admitted(key)
+
     @contextmanager
-    def asked(self, wish: Wish, key: ApiKey | None) -> Iterator[AsyncSynthesis]:
+    def asked(self, wish: Wish) -> Iterator[AsyncSynthesis]:
         """A request at the broker, which is cancelled if it is not over at the end, counted in all metrics."""
-        with self._quotas.admitted(key), _counted(wish.method):
+        with _counted(wish.method):
             synthesis = self._client.synthesize(
                 wish.text,
                 voice=wish.voice or None,
@@ -89,7 +93,7 @@ class Spoken:
     async def _encoded(
         self, speaker: Speaker, notes: dict[str, object], wish: Wish, kind: str, key: ApiKey | None
     ) -> AsyncGenerator[bytes, None]:
-        with speaker.asked(wish, key) as synthesis:
+        with speaker.admitted(key), speaker.asked(wish) as synthesis:
             notes.update(synthesis=synthesis.request_id, speech=wish.method, format=kind)
             began = time.monotonic()
             encoder = Encoder(kind, await synthesis.sample_rate())

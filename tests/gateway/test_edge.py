@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import requests
+from starlette.routing import Route
 
 from lighttts.client import AsyncClient, Client
 from lighttts.gateway.app import make_routes
@@ -229,7 +230,7 @@ def test_an_unknown_path_is_told_in_the_shape_of_its_door(gateway: Gateway, path
 
 def test_the_openapi_document_has_every_path_and_method() -> None:
     client = AsyncClient("ipc:///nowhere/clients")
-    made = make_routes(client, None)
+    made = [route for route in make_routes(client, None) if isinstance(route, Route)]
     asyncio.run(client.close())
     routes = {(route.path, method.lower()) for route in made for method in route.methods or () if method != "HEAD"}
     described = {(path, method) for path, item in document()["paths"].items() for method in item}

@@ -10,7 +10,8 @@ import requests
 
 from tests.gateway.process import Gateway
 
-TEXT = "Hello there."
+TEXT = " ".join(["The quick brown fox jumps over the lazy dog."] * 8)
+"""Long enough for the tiny model to make a sound of it, whatever the seed."""
 
 
 def samples(response: requests.Response) -> np.ndarray:
