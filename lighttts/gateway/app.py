@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from lighttts.client import AsyncClient
 from lighttts.config import Config
+from lighttts.gateway import page
 from lighttts.gateway.board import Board
 from lighttts.gateway.door import Door
 from lighttts.gateway.failures import failure_of, openai_error, problem, upstream_problem
@@ -46,6 +47,7 @@ def make_routes(client: AsyncClient, keys: KeyRing | None, origins: tuple[str, .
         *Talk(speaker, origins).routes(Door(keys, problem)),
         *Health(board).routes(open_door, Door(keys, problem)),
         open_door.route("/openapi.json", _openapi, "GET"),
+        *page.routes(open_door),
     ]
 
 
