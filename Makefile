@@ -26,7 +26,7 @@ $(BIN)/python:
 
 $(VENV)/.worker: $(BIN)/python setup.cfg
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[worker]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[worker,gateway]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.worker

@@ -35,6 +35,7 @@ def _listed(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Endpoints = Annotated[tuple[Endpoint, ...], BeforeValidator(_listed)]
 
 
@@ -141,6 +142,16 @@ class DecodeConfig(_Section):
     metrics_port: Port | None = 9573
 
 
+class GatewayConfig(_Section):
+    """lighttts-gateway: HTTP for those who do not speak ZeroMQ."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Port = 8080
+    keys: Path | None = None
+    cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_listed)] = ()
+    connections: Annotated[int, Field(ge=1)] = 1024
+
+
 class LogConfig(_Section):
     """Logs of the daemons: JSON lines, or for people on a terminal."""
 
@@ -158,6 +169,7 @@ class Config(_Section):
     encode: EncodeConfig = EncodeConfig()
     llm: LLMConfig = LLMConfig()
     decode: DecodeConfig = DecodeConfig()
+    gateway: GatewayConfig = GatewayConfig()
     log: LogConfig = LogConfig()
 
     @property

@@ -7,13 +7,12 @@ given that knows who is behind a connection (a CURVE user id), which then shares
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from lighttts.broker.pace import Pace
 from lighttts.broker.requests import CLOSED, RequestTable
+from lighttts.bucket import Bucket
 from lighttts.errors import Overloaded
 
-MINUTE_S = 60.0
 KEYS_KEPT = 10_000
 """Most buckets kept; the one used longest ago gives way. A bucket that is full again is not kept at all."""
 
@@ -25,28 +24,6 @@ KEYED = b"key "
 def by_connection(client: bytes) -> bytes:
     """Each connection is a client."""
     return client
-
-
-@dataclass(slots=True)
-class Bucket:
-    """Tokens left at monotonic second `at`; it fills at `per_minute`, up to a minute's worth."""
-
-    per_minute: int
-    tokens: float
-    at: float
-
-    def level(self, now: float) -> float:
-        """Tokens in it now."""
-        return min(self.per_minute, self.tokens + max(0.0, now - self.at) * self.per_minute / MINUTE_S)
-
-    def wait(self, now: float) -> float:
-        """Seconds until there is one token; 0 if there is one now."""
-        return max(0.0, 1.0 - self.level(now)) * MINUTE_S / self.per_minute
-
-    def take(self, now: float) -> None:
-        """Takes one token out."""
-        self.tokens = self.level(now) - 1.0
-        self.at = now
 
 
 class Quotas:

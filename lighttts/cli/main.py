@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lighttts import __version__
-from lighttts.cli import bench, convert, doctor, keys, options, status, synth, up, voices
+from lighttts.cli import api_keys, bench, convert, doctor, keys, options, status, synth, up, voices
 from lighttts.cli.signals import Stopped, raise_stop_signals
 from lighttts.errors import LightTTSError
 
@@ -51,7 +51,7 @@ def build_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     parser.add_argument("--version", action="version", version=f"lighttts {__version__}")
     options.add_common(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (synth, convert, up, voices, status, bench, keys, doctor):
+    for module in (synth, convert, up, voices, status, bench, keys, api_keys, doctor):
         command = commands.add_parser(
             module.NAME,
             help=module.SUMMARY,

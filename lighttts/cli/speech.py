@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lighttts.cli import options as common
-from lighttts.cli.formats import AUDIO_FORMATS, check_format, format_of, make_writer
 from lighttts.cli.output import OutputFile, StandardOutput
 from lighttts.cli.progress import Progress
 from lighttts.cli.stack import STAGES, Stack, model_directory, private_commands, private_endpoint
 from lighttts.errors import InvalidInput, NoWorker, Unavailable, WorkerFailed
+from lighttts.formats import AUDIO_FORMATS, check_format, format_of, make_writer
 from lighttts.transport.endpoints import listening
 
 if TYPE_CHECKING:

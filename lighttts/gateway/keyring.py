@@ -1,0 +1,47 @@
+"""The API keys of a running gateway."""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+
+from lighttts.errors import ConfigError
+from lighttts.gateway.keys import ApiKey, digest_of, read_keys
+from lighttts.logs import get_logger
+
+
+class KeyRing:
+    """The keys of a file, read again when it changes. Raises `ConfigError` when it cannot be used at the start."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = self._stamp()
+        self._keys = read_keys(path)
+
+    def find(self, secret: str) -> ApiKey | None:
+        """Whose key `secret` is. Takes the same time for all that are none."""
+        self._refresh()
+        digest = digest_of(secret)
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
+
+    def _refresh(self) -> None:
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            self._keys = read_keys(self._path)
+        except ConfigError as error:
+            # A slip of whoever edits the file must not shut everybody out.
+            get_logger().error("API keys stay as they were", reason=error.text)
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,132 @@
+"""lighttts-gateway: the daemon's entry point."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+
+from lighttts.config import Config, GatewayConfig
+from lighttts.daemon import run_daemon
+from lighttts.errors import ConfigError
+from lighttts.gateway.app import make_app
+from lighttts.gateway.body import FORM_MAX_BYTES
+from lighttts.gateway.keyring import KeyRing
+from lighttts.logs import get_logger
+from lighttts.notify import notify, watchdog_interval
+from lighttts.transport.endpoints import is_loopback
+
+DRAIN_S = 60
+"""Seconds that requests in flight have to finish after the gateway was told to end."""
+KEEP_ALIVE_S = 5
+HEADERS_MAX_BYTES = 16 << 10
+BACKLOG = 512
+
+
+class Server(uvicorn.Server):
+    """uvicorn with our signals, and word to the service manager. SIGTERM drains, a second signal ends at once."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn raises again what it was ended by, which would make of an orderly end a death by signal."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stop)
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to serve."""
+        await super().startup(sockets)
+        notify("READY=1")
+
+    def _stop(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        notify("STOPPING=1")
+
+
+def serve(config: Config) -> int:
+    """Serves until SIGTERM or SIGINT. Raises `ConfigError` when keys or address cannot be used."""
+    asyncio.run(_serve(config))
+    return 0
+
+
+async def _serve(config: Config) -> None:
+    settings = config.gateway
+    keys = KeyRing(settings.keys) if settings.keys else None
+    _check_access(config)
+    with _listen(settings) as listener:
+        app = make_app(config, keys)
+        server = Server(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="websockets-sansio",
+                ws_max_size=FORM_MAX_BYTES,
+                ws_per_message_deflate=False,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                limit_concurrency=settings.connections,
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=DRAIN_S,
+                h11_max_incomplete_event_size=HEADERS_MAX_BYTES,
+            )
+        )
+        host, port = listener.getsockname()[:2]
+        get_logger().info("gateway started", host=host, port=port, keys=keys is not None)
+        watching = asyncio.create_task(_feed_watchdog())
+        try:
+            await server.serve([listener])
+        finally:
+            watching.cancel()
+
+
+def _check_access(config: Config) -> None:
+    """Without keys only this machine may reach the gateway, unless the configuration says that it is meant so."""
+    settings = config.gateway
+    if settings.keys is None and not is_loopback(f"{settings.host}:0") and not config.security.allow_plain:
+        raise ConfigError(
+            f"gateway.host is {settings.host}, where anybody in the network could use it: make an API key with "
+            "`lighttts-cli api-keys add NAME` and set gateway.keys, or say security.allow_plain"
+        )
+
+
+def _listen(settings: GatewayConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        where = f"{settings.host}:{settings.port}"
+        raise ConfigError(
+            f"cannot serve HTTP on {where}: {error.strerror}; set gateway.host and gateway.port"
+        ) from error
+    return listener
+
+
+async def _feed_watchdog() -> None:
+    """From the event loop, so that one that hangs is noticed."""
+    interval = watchdog_interval()
+    while interval:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(interval)
+
+
+def main() -> int:
+    """The console script; returns the exit code."""
+    return run_daemon("gateway", "Serves LightTTS over HTTP.", serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

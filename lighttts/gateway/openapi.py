@@ -1,0 +1,105 @@
+"""The OpenAPI document of all doors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lighttts import __version__
+from lighttts.gateway.encoders import MEDIA_TYPES
+from lighttts.gateway.openai import SpeechRequest
+
+Json = dict[str, object]
+
+_TEXT: Json = {"type": "string"}
+_FILE: Json = {"type": "string", "format": "binary"}
+_SPEED: Json = {"type": "number", "minimum": 0.5, "maximum": 2.0, "default": 1.0}
+_SAMPLES: Json = {"audio/pcm": {"schema": _FILE}}
+_PROBLEM = "application/problem+json"
+_REFUSALS = {
+    "400": "The request is wrong.",
+    "401": "No valid API key.",
+    "413": "The body is too large.",
+    "429": "The API key's quota is used up; see Retry-After.",
+    "503": "Overloaded, or no broker or worker; see Retry-After.",
+}
+
+
+def document() -> Json:
+    """OpenAPI 3.1."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "LightTTS gateway", "version": __version__, "license": {"name": "Apache-2.0"}},
+        "security": [{"key": []}, {}],
+        "paths": {**_openai(), **_upstream(), **_health()},
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def _openai() -> Json:
+    audio: Json = {media: {"schema": _FILE} for media in MEDIA_TYPES.values()}
+    audio["text/event-stream"] = {"schema": _TEXT}
+    schema = SpeechRequest.model_json_schema()
+    # References are looked up from the document's root, the schema's own definitions lie in it.
+    schema["properties"]["voice"] = {"anyOf": [_TEXT, {"type": "object", "properties": {"id": _TEXT}}]}
+    del schema["$defs"]
+    body: Json = {"application/json": {"schema": schema}}
+    name: Json = {"name": "model", "in": "path", "required": True, "schema": _TEXT}
+    return {
+        "/v1/audio/speech": {"post": _operation("Speak a text, streamed", audio, "application/json", body)},
+        "/v1/audio/voices": {"get": _operation("The preset voices", _json(), "application/json")},
+        "/v1/models": {"get": _operation("The model that is served", _json(), "application/json")},
+        "/v1/models/{model}": {
+            "get": {**_operation("One model", _json(), "application/json"), "parameters": [name]},
+        },
+    }
+
+
+def _upstream() -> Json:
+    optional: Json = {"speed": _SPEED, "stream": {"type": "boolean"}, "tts_model_name": _TEXT}
+    zero_shot = _form({"tts_text": _TEXT, "prompt_text": _TEXT, "prompt_wav": _FILE}, optional)
+    cross_lingual = _form({"tts_text": _TEXT, "prompt_wav": _FILE}, {})
+    preset = _form({"tts_text": _TEXT, "spk_id": _TEXT}, {})
+    return {
+        "/inference_zero_shot": _both("Speak in a prompt's voice; int16 samples", _SAMPLES, zero_shot),
+        "/inference_cross_lingual": _both("The same without the prompt's text", _SAMPLES, cross_lingual),
+        "/inference_sft": _both("Speak in a preset voice; int16 samples", _SAMPLES, preset),
+        "/query_tts_model": _both("The model that is served", _json(), None),
+    }
+
+
+def _health() -> Json:
+    probe = {"get": {"summary": "200 if texts can be spoken, else 503", "responses": _answers(_json(), _PROBLEM)}}
+    return {
+        "/health": probe,
+        "/healthz": probe,
+        "/readiness": probe,
+        "/liveness": {"get": _operation("200 while the gateway runs", _json(), _PROBLEM)},
+        "/metrics": {"get": _operation("Prometheus metrics", {"text/plain": {"schema": _TEXT}}, _PROBLEM)},
+        "/": {"get": _operation("A page to try it with", {"text/html": {"schema": _TEXT}}, _PROBLEM)},
+        "/openapi.json": {"get": _operation("This document", _json(), _PROBLEM)},
+    }
+
+
+def _json() -> Json:
+    return {"application/json": {"schema": {"type": "object"}}}
+
+
+def _form(required: Json, optional: Json) -> Json:
+    schema: Json = {"type": "object", "required": [*required], "properties": {**required, **optional}}
+    return {"multipart/form-data": {"schema": schema}}
+
+
+def _both(summary: str, answer: Json, form: Json | None) -> Json:
+    operation = _operation(summary, answer, _PROBLEM, form)
+    return {"get": operation, "post": operation}
+
+
+def _operation(summary: str, answer: Mapping[str, object], errors: str, body: Json | None = None) -> Json:
+    operation: Json = {"summary": summary, "responses": _answers(answer, errors)}
+    return {**operation, "requestBody": {"required": True, "content": body}} if body else operation
+
+
+def _answers(answer: Mapping[str, object], errors: str) -> Json:
+    refusal = {errors: {"schema": {"type": "object"}}}
+    refusals = {status: {"description": text, "content": refusal} for status, text in _REFUSALS.items()}
+    return {"200": {"description": "Done.", "content": answer}, **refusals}

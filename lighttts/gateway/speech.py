@@ -1,0 +1,127 @@
+"""One request's speech: asked for at the broker, encoded as it comes, and let go of when nobody hears it any more."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from lighttts import metrics
+from lighttts.client import AsyncClient, AsyncSynthesis
+from lighttts.errors import LightTTSError
+from lighttts.gateway.connection import unless_gone
+from lighttts.gateway.encoders import Encoder
+from lighttts.gateway.keys import ApiKey
+from lighttts.gateway.notes import notes_of
+from lighttts.gateway.quotas import Quotas
+
+SERVICE = "gateway"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a client asks for: `text` in the voice of a `prompt` (an audio file) or in a preset `voice`; where that is
+    empty, in the broker's first."""
+
+    text: str
+    voice: str = ""
+    prompt: bytes | None = None
+    prompt_text: str = ""
+    speed: float = 1.0
+
+    @property
+    def method(self) -> str:
+        """As the broker calls it."""
+        if self.prompt is None:
+            return "preset"
+        return "zero_shot" if self.prompt_text else "cross_lingual"
+
+
+class Speaker:
+    """Asks a broker for speech, within the quotas of API keys."""
+
+    def __init__(self, client: AsyncClient, quotas: Quotas) -> None:
+        self._client = client
+        self._quotas = quotas
+
+    async def begin(self, request: Request, wish: Wish, kind: str, key: ApiKey | None) -> tuple[Spoken, bytes]:
+        """Speech in format `kind` with its first bytes: only then it is known that there is any.
+
+        Raises `Refused`, a `LightTTSError`, or `ClientGone`.
+        """
+        spoken = Spoken(self, request, wish, kind, key)
+        try:
+            first = await unless_gone(request.receive, _first(spoken.pieces))
+        except BaseException:
+            await spoken.pieces.aclose()
+            raise
+        return spoken, first
+
+    def admitted(self, key: ApiKey | None) -> AbstractContextManager[None]:
+        """Counts against the quota of `key`. Raises `Refused`."""
+        return self._quotas.admitted(key)
+
+    @contextmanager
+    def asked(self, wish: Wish) -> Iterator[AsyncSynthesis]:
+        """A request at the broker, which is cancelled if it is not over at the end, counted in all metrics."""
+        with _counted(wish.method):
+            synthesis = self._client.synthesize(
+                wish.text,
+                voice=wish.voice or None,
+                prompt=wish.prompt,
+                prompt_text=wish.prompt_text,
+                speed=wish.speed,
+                format="s16",
+            )
+            try:
+                yield synthesis
+            finally:
+                synthesis.close()
+
+
+class Spoken:
+    """`pieces`: its bytes, never empty ones; to be closed. `tokens`: speech tokens spoken so far (25 a second)."""
+
+    def __init__(self, speaker: Speaker, request: Request, wish: Wish, kind: str, key: ApiKey | None) -> None:
+        self.tokens = 0
+        self.pieces = self._encoded(speaker, notes_of(request.scope), wish, kind, key)
+
+    async def _encoded(
+        self, speaker: Speaker, notes: dict[str, object], wish: Wish, kind: str, key: ApiKey | None
+    ) -> AsyncGenerator[bytes, None]:
+        with speaker.admitted(key), speaker.asked(wish) as synthesis:
+            notes.update(synthesis=synthesis.request_id, speech=wish.method, format=kind)
+            began = time.monotonic()
+            encoder = Encoder(kind, await synthesis.sample_rate())
+            async for chunk in synthesis:
+                if not self.tokens:
+                    metrics.first_audio.observe(time.monotonic() - began)
+                self.tokens = synthesis.tokens
+                # Compressing takes milliseconds, in which others would wait.
+                if piece := await asyncio.to_thread(encoder.encode, chunk):
+                    yield piece
+            if piece := await asyncio.to_thread(encoder.finish):
+                yield piece
+            self.tokens = synthesis.tokens
+
+
+async def _first(pieces: AsyncGenerator[bytes, None]) -> bytes:
+    async for piece in pieces:
+        return piece
+    return b""
+
+
+@contextmanager
+def _counted(method: str) -> Iterator[None]:
+    metrics.requests_total.labels(SERVICE, method).inc()
+    active = metrics.active_requests.labels(SERVICE)
+    with active.track_inprogress(), metrics.request_duration.labels(SERVICE).time():
+        try:
+            yield
+        except LightTTSError as error:
+            metrics.requests_failed.labels(SERVICE, error.code).inc()
+            raise
