@@ -122,6 +122,7 @@ class EncodeConfig(_Section):
 class LLMConfig(_Section):
     """lighttts-llm: text tokens to speech tokens."""
 
+    style: Annotated[str, Field(max_length=32)] = ""
     slots: Annotated[int, Field(ge=1, le=4096)] = 32
     max_length: Annotated[int, Field(ge=64)] = 4096
     prefill_tokens: Annotated[int, Field(ge=64)] = 4096

@@ -23,11 +23,21 @@ def admit(client: bytes, asked: SpeechRequest, board: Board, now: float) -> None
         )
     if board.stopping:
         raise Unavailable("the broker is shutting down: try again when it is back", retry_after=RETRY_AFTER_S)
+    _check_style(asked, board, now)
     board.quotas.check(client, board.requests, board.pace, now)
     if len(live) >= board.settings.max_requests or board.prompts.used + audio_bytes(asked) > board.prompts.limit:
         text = f"the broker has {len(live)} requests and takes no more now: try again later"
         raise Overloaded(text, retry_after=board.pace.soon(now))
     board.quotas.charge(client, now)
+
+
+def _check_style(asked: SpeechRequest, board: Board, now: float) -> None:
+    """Raises `InvalidInput` for a style that nobody has; one whose workers have yet to come is waited for."""
+    known = ("", *board.workers.styles)
+    if isinstance(asked, Convert) or asked.style in known or now - board.started < board.settings.no_worker_s:
+        return
+    have = f"the styles here are {', '.join(known[1:])}" if known[1:] else "this model has no styles"
+    raise InvalidInput(f"there is no style {asked.style!r}: {have}", field="style")
 
 
 def check_input(asked: SpeechRequest, max_text: int) -> None:

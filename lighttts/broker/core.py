@@ -201,9 +201,11 @@ class Core:
                 late = DeadlineExceeded(f"not complete within {seconds:g} s: allow more time, or try again later")
                 self._endings.fail(request, late, now)
             elif stage := self._dispatcher.missing_stage(request, now, patience):
-                self._endings.fail(request, self._missing(stage), now)
+                self._endings.fail(request, self._missing(stage, request.style(stage)), now)
 
-    def _missing(self, stage: str) -> NoWorker:
+    def _missing(self, stage: str, style: str) -> NoWorker:
+        if style and self._board.workers.absent_since(stage, style=style) is not None:
+            return NoWorker(f"no {stage} worker of style {style!r} is connected: start one with {stage}.style={style}")
         if self._board.workers.absent_since(stage) is None:
             return NoWorker(f"the {stage} workers are of an older version, which does not know this: upgrade them")
         return NoWorker(f"no {stage} worker is connected: start lighttts-{stage}, or look into its log")

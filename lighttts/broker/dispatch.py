@@ -36,20 +36,23 @@ class Dispatcher:
     def __init__(self, board: Board) -> None:
         self._step = board.step
         self._workers = board.workers
-        self._queues: dict[str, dict[str, Request]] = {stage: {} for stage in STAGES}
+        self._queues: dict[str, dict[str, dict[str, Request]]] = {stage: {} for stage in STAGES}
+        """What waits for a stage, in one queue for each style of its workers: none holds another up."""
 
     @property
     def waiting(self) -> int:
         """Requests that wait for a worker, over all stages."""
-        return sum(map(len, self._queues.values()))
+        return sum(len(queue) for queues in self._queues.values() for queue in queues.values())
 
     def enter(self, stage: str, request: Request, now: float, *, first: bool = False) -> None:
         """Puts `request` at the end of a stage's queue, or `first` in it, and dispatches what can be."""
+        queues = self._queues[stage]
+        lane = self._workers.lane(stage, request.style(stage))
         if first:
-            self._queues[stage] = {request.id: request, **self._queues[stage]}
+            queues[lane] = {request.id: request, **queues.get(lane, {})}
         else:
-            self._queues[stage][request.id] = request
-        self.run(stage, now)
+            queues.setdefault(lane, {})[request.id] = request
+        self._run(stage, queues[lane], now)
 
     def onward(self, request: Request, now: float) -> None:
         """Puts an encoded request into the queues of the stages that have a part of it to do."""
@@ -67,8 +70,9 @@ class Dispatcher:
 
     def withdraw(self, request: Request) -> None:
         """Takes `request` out of every queue, and tells each worker that has it to drop it."""
-        for queue in self._queues.values():
-            queue.pop(request.id, None)
+        for queues in self._queues.values():
+            for queue in queues.values():
+                queue.pop(request.id, None)
         for stage, worker in request.holders.items():
             del worker.active[request.id]
             self.abort(worker, request.id, request.attempts[stage])
@@ -87,7 +91,10 @@ class Dispatcher:
 
     def run(self, stage: str, now: float) -> None:
         """Hands out as many waiting requests of `stage` as there is credit for."""
-        queue = self._queues[stage]
+        for queue in tuple(self._queues[stage].values()):
+            self._run(stage, queue, now)
+
+    def _run(self, stage: str, queue: dict[str, Request], now: float) -> None:
         for request in tuple(queue.values()) if queue else ():
             worker = self._workers.choose(stage, request, now)
             if worker:
@@ -145,8 +152,8 @@ class Dispatcher:
         """A stage that `request` waits for, or has yet to enter, and no worker that could do its part has served for
         `patience` seconds of its life."""
         for stage in request.stages:
-            absent = self._workers.absent_since(stage, request.version(stage))
-            needed = stage not in request.started or request.id in self._queues[stage]
+            absent = self._workers.absent_since(stage, request.version(stage), request.style(stage))
+            needed = stage not in request.started or any(request.id in queue for queue in self._queues[stage].values())
             if absent is not None and needed and now - max(absent, request.received) >= patience:
                 return stage
         return None

@@ -146,6 +146,10 @@ class Request:
         """The version of the protocol that has words for its work at `stage`."""
         return since(self.asked) if stage == "encode" else OLDEST
 
+    def style(self, stage: str) -> str:
+        """The style that its worker of `stage` must answer to: language models alone have any."""
+        return self.asked.style if stage == "llm" and isinstance(self.asked, Synth) else ""
+
     def particular(self, stage: str) -> bool:
         """Whether not every worker of `stage` may have it: others need not wait until it has one."""
         return self.suspect(stage) or self.version(stage) > OLDEST

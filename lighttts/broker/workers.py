@@ -93,7 +93,10 @@ class WorkerTable:
         self._by_identity: dict[bytes, Worker] = {}
         self._by_epoch: dict[int, Worker] = {}
         self._by_stage: dict[str, dict[bytes, Worker]] = {stage: {} for stage in STAGES}
-        self._absent: dict[tuple[str, int], float | None] = {(s, v): now for s in STAGES for v in VERSIONS}
+        self._begun = now
+        self._absent: dict[tuple[str, int, str], float | None] = {}
+        self._styles: dict[str, set[str]] = {stage: {""} for stage in STAGES}
+        """Those that workers of a stage have ever answered to."""
         self.sample_rate = 0
         """As the last worker that told one said; 0 before."""
 
@@ -139,6 +142,7 @@ class WorkerTable:
         self._by_identity[worker.identity] = worker
         self._by_epoch[worker.epoch] = worker
         self._by_stage[worker.stage][worker.identity] = worker
+        self._styles[worker.stage].update(worker.hello.styles)
         if worker.hello.sample_rate:
             self.sample_rate = worker.hello.sample_rate
         self._note_presence(worker.stage, now)
@@ -163,21 +167,33 @@ class WorkerTable:
 
     def choose(self, stage: str, request: Request, now: float) -> Worker | None:
         """The worker with most granted credit, among equals the one with least in hand; None if there is none for
-        `request`: its worker must know what it asks for, and if it has outlived two, it shares the next with no other
-        suspect.
+        `request`: its worker must know what it asks for and have its style, and if it has outlived two, it shares the
+        next with no other suspect.
 
         One that failed time and again is taken only if there is no other, or to try it once more.
         """
-        version = request.version(stage)
-        free = [w for w in self._by_stage[stage].values() if w.credit > 0 and w.version >= version]
+        version, style = request.version(stage), request.style(stage)
+        workers = self._by_stage[stage].values()
+        free = [w for w in workers if w.credit > 0 and w.version >= version and style in w.hello.styles]
         if request.suspect(stage):
             free = [worker for worker in free if _bearable(worker, request)]
         free = [worker for worker in free if not worker.breaker.retry_after(now)] or free
         return max(free, key=lambda worker: (worker.credit, -len(worker.active)), default=None)
 
-    def absent_since(self, stage: str, version: int = OLDEST) -> float | None:
-        """Since when no worker of `stage` that speaks `version` or a newer one takes work; None while one does."""
-        return self._absent[stage, version]
+    def absent_since(self, stage: str, version: int = OLDEST, style: str = "") -> float | None:
+        """Since when no worker of `stage` and `style` that speaks `version` or a newer one takes work; None while one
+        does."""
+        return self._absent.get((stage, version, style), self._begun)
+
+    def lane(self, stage: str, style: str) -> str:
+        """What stands for `style` where requests wait: the default style has a name and is the default besides."""
+        mates = {name for w in self._by_stage[stage].values() if style in w.hello.styles for name in w.hello.styles}
+        return "" if "" in mates else style
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The styles with a name that llm workers have ever answered to, sorted."""
+        return tuple(sorted(filter(None, self._styles["llm"])))
 
     def voices(self) -> tuple[str, ...]:
         """The preset voices that the encode workers know, sorted."""
@@ -205,9 +221,9 @@ class WorkerTable:
         )
 
     def _note_presence(self, stage: str, now: float) -> None:
-        ready = [w.version for w in self._by_stage[stage].values() if w.state is WorkerState.READY]
-        for version in VERSIONS:
-            if any(spoken >= version for spoken in ready):
-                self._absent[stage, version] = None
-            elif self._absent[stage, version] is None:
-                self._absent[stage, version] = now
+        ready = [w for w in self._by_stage[stage].values() if w.state is WorkerState.READY]
+        for style, version in itertools.product(self._styles[stage], VERSIONS):
+            if any(w.version >= version and style in w.hello.styles for w in ready):
+                self._absent[stage, version, style] = None
+            elif self.absent_since(stage, version, style) is None:
+                self._absent[stage, version, style] = now

@@ -67,8 +67,10 @@ def check(options: argparse.Namespace) -> str:
     return format_of(options.out, options.format, options.output)
 
 
-def speak(options: argparse.Namespace, kind: str, prepare: Callable[[], Callable[[Client, int], Synthesis]]) -> int:
-    """Writes speech in the format `kind`; returns the exit code.
+def speak(
+    options: argparse.Namespace, kind: str, prepare: Callable[[], Callable[[Client, int], Synthesis]], style: str = ""
+) -> int:
+    """Writes speech in the format `kind`; returns the exit code. `style`: the one that a private stack has to serve.
 
     `prepare` is called while a private stack starts, so that a slip is told at once; what it returns asks a client,
     with so many retries.
@@ -78,7 +80,7 @@ def speak(options: argparse.Namespace, kind: str, prepare: Callable[[], Callable
         cleanup.callback(progress.clear)
         target = _target(options.out)
         cleanup.enter_context(target)
-        stack = _private_stack(options)
+        stack = _private_stack(options, style)
         if stack:
             cleanup.enter_context(stack)
         ask = prepare()
@@ -106,12 +108,12 @@ def _target(out: str) -> OutputFile | StandardOutput:
     return StandardOutput() if out == "-" else OutputFile(Path(out))
 
 
-def _private_stack(options: argparse.Namespace) -> Stack | None:
+def _private_stack(options: argparse.Namespace, style: str) -> Stack | None:
     """Starts a stack for this command if no broker is to be had. A broker asked for by --broker is not replaced."""
     if options.broker or (not options.model and any(map(listening, common.broker_addresses(options)))):
         return None
     model = model_directory(common.configuration(options), options.model)
-    return Stack(private_commands(common.config_arguments(options), model), private=True)
+    return Stack(private_commands(common.config_arguments(options), model, style), private=True)
 
 
 def _client(options: argparse.Namespace, stack: Stack | None, progress: Progress) -> Client:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from lighttts.cli.warden import FOLDER, KILL, STOP, Command, Task
 from lighttts.errors import BY_CODE, ConfigError, LightTTSError, ModelError, Unavailable, WorkerFailed
+from lighttts.models.styles import read_styles
 
 if TYPE_CHECKING:
     from lighttts.client import Client
@@ -134,27 +135,40 @@ class Stack:
                 self._ended[report["ended"]] = (report["code"], report["words"])
 
 
-def private_commands(arguments: Sequence[str], model: Path) -> list[Command]:
-    """Broker and one worker of each stage on sockets in the private folder, without metrics, serving `model`."""
+def private_commands(arguments: Sequence[str], model: Path, style: str = "") -> list[Command]:
+    """Broker and one worker of each stage on sockets in the private folder, without metrics, serving `model` in
+    `style`, by default as configured."""
     settings = [f"broker.{socket}=ipc://{FOLDER}/{socket}" for socket in _SOCKETS]
     settings += ["broker.state=memory://", "security.keys=null", "security.ipc_mode=0600"]
     settings += [f"model.directory={json.dumps(str(model))}"]
     settings += [f"{name}.metrics_port=null" for name in _MODULES]
+    settings += [f"llm.style={json.dumps(style)}"] if style else []
     flags = [flag for setting in settings for flag in ("--set", setting)]
     return [{"name": name, "arguments": [module, *arguments, *flags]} for name, module in _MODULES.items()]
 
 
 def shared_commands(arguments: Sequence[str], config: Config, counts: Mapping[str, int], model: Path) -> list[Command]:
-    """Broker and `counts` workers a stage, as configured; further workers serve metrics 10, 20, ... ports higher."""
+    """Broker and `counts` workers a stage, as configured; further workers serve metrics 10, 20, ... ports higher.
+
+    The llm workers serve the styles of `model` in turn.
+    """
+    styles = styles_served(config, model)
     chosen = [*arguments, "--set", f"model.directory={json.dumps(str(model))}"]
     commands: list[Command] = [{"name": "broker", "arguments": [_MODULES["broker"], *chosen]}]
     for stage in STAGES:
         port: int | None = getattr(config, stage).metrics_port
         for number in range(counts[stage]):
             extra = ["--set", f"{stage}.metrics_port={port + 10 * number}"] if port and number else []
+            if stage == "llm" and (style := styles[number % len(styles)]):
+                extra += ["--set", f"llm.style={json.dumps(style)}"]
             name = f"{stage} {number + 1}" if counts[stage] > 1 else stage
             commands.append({"name": name, "arguments": [_MODULES[stage], *chosen, *extra]})
     return commands
+
+
+def styles_served(config: Config, model: Path) -> tuple[str, ...]:
+    """The styles that a stack of `model` serves: the configured one, or else all. Raises `ModelError`."""
+    return (config.llm.style,) if config.llm.style else tuple(read_styles(model))
 
 
 def private_endpoint(stack: Stack) -> str:

@@ -40,6 +40,7 @@ class Request(TypedDict):
     prompt: bytes | None
     prompt_text: str
     instruct: str
+    style: str
     seed: int | None
     speed: float
     output: Literal["audio", "mel", "tokens"]
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is said in that recording (zero-shot); leave it out if it is in another language (cross-lingual)",
     )
     parser.add_argument("--instruct", default="", metavar="TEXT", help='how to speak, in words: "in a whisper"')
+    parser.add_argument("--style", default="", metavar="NAME", help="which of the model's language models is to speak")
     speech.add_manner(parser, ("audio", "mel", "tokens"))
 
 
@@ -71,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         raise InvalidInput('say what to speak: a "TEXT" in quotes, - for standard input, or --file FILE')
     if options.text not in (None, "-"):
         _decoded(options.text.encode(errors="surrogateescape"), "the text")
-    return speech.speak(options, speech.check(options), lambda: _asking(options))
+    return speech.speak(options, speech.check(options), lambda: _asking(options), options.style)
 
 
 def _asking(options: argparse.Namespace) -> Callable[[Client, int], Synthesis]:
@@ -89,6 +91,7 @@ def _request(options: argparse.Namespace) -> Request:
         "prompt": read_audio(options.prompt_wav, "prompt") if options.prompt_wav else None,
         "prompt_text": options.prompt_text,
         "instruct": options.instruct,
+        "style": options.style,
         "seed": options.seed,
         "speed": options.speed,
         "output": options.output,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lighttts.cli import options as common
 from lighttts.cli.signals import Stopped
-from lighttts.cli.stack import STAGES, STOP_GRACE, Stack, model_directory, shared_commands
+from lighttts.cli.stack import STAGES, STOP_GRACE, Stack, model_directory, shared_commands, styles_served
 from lighttts.errors import ConfigError, InvalidInput
 from lighttts.transport.endpoints import connectable, listening
 
@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("--model", type=Path, metavar="DIR", help="the model directory (default: as configured)")
     for stage in STAGES:
-        parser.add_argument(f"--{stage}", type=int, default=1, metavar="N", help=f"{stage} workers (default: 1)")
+        of = " for each style of the model" if stage == "llm" else ""
+        parser.add_argument(f"--{stage}", type=int, default=1, metavar="N", help=f"{stage} workers{of} (default: 1)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,7 +47,9 @@ def run(options: argparse.Namespace) -> int:
     endpoint = connectable(config.broker.clients)
     if listening(endpoint):
         raise ConfigError(f"something listens at {endpoint} already: stop it, or set broker.clients to another address")
-    commands = shared_commands(common.config_arguments(options), config, counts, model_directory(config, options.model))
+    model = model_directory(config, options.model)
+    counts["llm"] *= len(styles_served(config, model))
+    commands = shared_commands(common.config_arguments(options), config, counts, model)
     with Stack(commands, private=False, grace=STOP_GRACE) as stack:
         try:
             _serve(stack, endpoint, config.security.keys, counts)

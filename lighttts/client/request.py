@@ -27,6 +27,7 @@ def make_synth(
     prompt: Recording | None,
     prompt_text: str,
     instruct: str,
+    style: str,
     seed: int | None,
     speed: float,
     output: Output,
@@ -55,6 +56,7 @@ def make_synth(
         credit=0,
         prompt=b"" if prompt is None else read_audio(prompt, "prompt"),
         instruct=_checked_unicode(instruct, "instruct"),
+        style=_checked_unicode(style, "style"),
     )
     return _encodable(synth)
 

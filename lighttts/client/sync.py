@@ -62,6 +62,7 @@ class Client:
         prompt_text: str = "",
         *,
         instruct: str = "",
+        style: str = "",
         seed: int | None = None,
         speed: float = 1.0,
         output: Output = "audio",
@@ -76,6 +77,7 @@ class Client:
         prompt_text: what is said in the prompt (zero-shot); without it the prompt may be of another language than the
             text (cross-lingual).
         instruct: how to speak, in words, such as "in a whisper"; goes with a voice or a prompt, not with a prompt_text.
+        style: which of the model's language models speaks, where it has several; empty is the default.
         seed: 0 to 2**63-1; the same seed and text give the same audio. None: a random one, see `Synthesis.seed`.
         speed: 0.5 to 2.0. At another speed than 1 each sentence comes in one chunk, when all of it is made.
         output: "audio": samples (n,) float32 or, with format="s16", int16; "mel": log-mel frames (n, 80) float32, 50
@@ -92,6 +94,7 @@ class Client:
             prompt=prompt,
             prompt_text=prompt_text,
             instruct=instruct,
+            style=style,
             seed=seed,
             speed=speed,
             output=output,

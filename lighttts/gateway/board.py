@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from lighttts.client import AsyncClient
 from lighttts.errors import LightTTSError
@@ -29,6 +29,20 @@ class Board:
         """The name of the model that is served, "" while there is no worker. Raises `Unavailable`."""
         models = [row.model for row in (await self._fresh()).workers]
         return models[0].partition(":")[0] if models else ""
+
+    async def styles(self) -> tuple[str, ...]:
+        """The names of the styles of that model which are served, sorted. Raises `Unavailable`."""
+        rows = (await self._fresh()).workers
+        return tuple(sorted({style for row in rows if (style := "".join(row.model.split(":")[2:]))}))
+
+    async def style(self, model: str, aliases: Collection[str]) -> str | None:
+        """What a request for `model` asks the broker for: a style, or "" for the name of the model itself and for
+        `aliases`; None if there is no such model. Raises `Unavailable`."""
+        served = await self.model()
+        if model in await self.styles():
+            return model
+        # Without a worker nobody knows the model: the broker then says what is wrong, or waits for one.
+        return "" if not served or model == served or model in aliases else None
 
     async def voices(self) -> tuple[str, ...]:
         """The preset voices. Raises `Unavailable`."""

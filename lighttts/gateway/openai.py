@@ -71,9 +71,9 @@ class OpenAI:
         if asked.instructions:
             text = "the model that is served takes no instructions: leave them out"
             raise Refused(400, "unsupported", text, field="instructions")
-        await self._check_model(asked.model)
+        style = await self._style(asked.model)
         voice = asked.voice if isinstance(asked.voice, str) else asked.voice.id
-        wish = Wish(asked.input, voice=voice, speed=asked.speed)
+        wish = Wish(asked.input, voice=voice, speed=asked.speed, style=style)
         spoken, first = await self._speaker.begin(request, wish, asked.response_format, key)
         if asked.stream_format == "audio":
             return Streamed(first, spoken.pieces, MEDIA_TYPES[asked.response_format], {})
@@ -85,21 +85,21 @@ class OpenAI:
         return JSONResponse({"voices": [{"id": name, "name": name} for name in voices]})
 
     async def _models(self, request: Request, key: ApiKey | None) -> Response:
-        name = await self._board.model()
-        return JSONResponse({"object": "list", "data": [_model_object(name)] if name else []})
+        names = (await self._board.model(), *await self._board.styles())
+        return JSONResponse({"object": "list", "data": [_model_object(name) for name in names if name]})
 
     async def _model(self, request: Request, key: ApiKey | None) -> Response:
         name = request.path_params["model"]
-        await self._check_model(name)
+        await self._style(name)
         return JSONResponse(_model_object(name))
 
-    async def _check_model(self, name: str) -> None:
-        served = await self._board.model()
-        # Without a worker nobody knows the model: the broker then says what is wrong, or waits for one.
-        if served and name not in (served, *OPENAI_MODELS):
-            known = ", ".join((served, *OPENAI_MODELS))
+    async def _style(self, name: str) -> str:
+        style = await self._board.style(name, OPENAI_MODELS)
+        if style is None:
+            known = ", ".join((await self._board.model(), *await self._board.styles(), *OPENAI_MODELS))
             text = f"there is no model {name!r} here; what is served answers to: {known}"
             raise Refused(404, "model_not_found", text, field="model")
+        return style
 
 
 def _model_object(name: str) -> dict[str, object]:

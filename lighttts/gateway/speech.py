@@ -32,6 +32,7 @@ class Wish:
     prompt: bytes | None = None
     prompt_text: str = ""
     speed: float = 1.0
+    style: str = ""
 
     @property
     def method(self) -> str:
@@ -75,6 +76,7 @@ class Speaker:
                 prompt=wish.prompt,
                 prompt_text=wish.prompt_text,
                 speed=wish.speed,
+                style=wish.style,
                 format="s16",
             )
             try:

@@ -45,7 +45,7 @@ class Upstream:
 
     async def _zero_shot(self, request: Request, key: ApiKey | None) -> Response:
         async with read_form(request) as form:
-            await self._check_model(_text(form, "tts_model_name", DEFAULT_MODEL))
+            style = await self._style(_text(form, "tts_model_name", DEFAULT_MODEL))
             if _text(form, "stream", "false").lower() not in _TRUTHS:
                 raise Refused(422, "invalid_input", "stream is neither true nor false", field="stream")
             wish = Wish(
@@ -53,6 +53,7 @@ class Upstream:
                 prompt=await read_upload(form, "prompt_wav"),
                 prompt_text=_text(form, "prompt_text"),
                 speed=_speed(form),
+                style=style,
             )
         return await self._spoken(request, wish, key)
 
@@ -67,18 +68,20 @@ class Upstream:
         return await self._spoken(request, wish, key)
 
     async def _models(self, request: Request, key: ApiKey | None) -> Response:
-        name = await self._board.model()
-        return JSONResponse({"tts_models": [name] if name else []})
+        names = await self._board.styles() or (await self._board.model(),)
+        return JSONResponse({"tts_models": [name for name in names if name]})
 
     async def _spoken(self, request: Request, wish: Wish, key: ApiKey | None) -> Response:
         spoken, first = await self._speaker.begin(request, wish, "pcm", key)
         return Streamed(first, spoken.pieces, MEDIA_TYPES["pcm"], {})
 
-    async def _check_model(self, name: str) -> None:
-        served = await self._board.model()
-        if served and name not in (served, DEFAULT_MODEL):
-            text = f"there is no model {name!r} here: ask for {served!r} or {DEFAULT_MODEL!r}"
+    async def _style(self, name: str) -> str:
+        style = await self._board.style(name, (DEFAULT_MODEL,))
+        if style is None:
+            known = ", ".join((DEFAULT_MODEL, await self._board.model(), *await self._board.styles()))
+            text = f"there is no model {name!r} here: ask for {known}"
             raise Refused(400, "model_not_found", text, field="tts_model_name")
+        return style
 
 
 def _text(form: FormData, name: str, default: str | None = None) -> str:

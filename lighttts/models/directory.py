@@ -6,6 +6,7 @@
     speech_tokenizer_v2|v3.onnx         speech tokens of a prompt
     CosyVoice-BlankEN/                  Qwen2 configuration and text tokenizer
     spk2info.pt                         registered voices; need not exist
+    style_config.json                   several llm weights in place of llm.pt; need not exist
 
 Whatever is missing, damaged or does not fit raises `ModelError` with a sentence that names the file and the remedy.
 """
@@ -24,10 +25,11 @@ from lighttts.errors import ModelError
 from lighttts.models import weights
 from lighttts.models.section import Section
 from lighttts.models.spec import MAX_BYTES, Plain, parse
+from lighttts.models.styles import read_styles
 from lighttts.models.voices import VoiceInfo, VoiceLimits, read_voices
 
 YAML_NAMES = {"cosyvoice2.yaml": 2, "cosyvoice3.yaml": 3}
-WEIGHT_NAMES = ("llm.pt", "flow.pt", "hift.pt")
+_SHARED_WEIGHTS = ("flow.pt", "hift.pt")
 QWEN_CONFIG = "CosyVoice-BlankEN/config.json"
 VOICES_NAME = "spk2info.pt"
 _TOKENIZER_NAMES = ("CosyVoice-BlankEN/vocab.json", "CosyVoice-BlankEN/merges.txt")
@@ -72,6 +74,18 @@ class ModelDirectory:
         """Name of the speech tokenizer's file, which carries the model's version."""
         return f"speech_tokenizer_v{self.version}.onnx"
 
+    @cached_property
+    def styles(self) -> dict[str, str]:
+        """Name of the language model's weights by style, the default style first; see `lighttts.models.styles`."""
+        return read_styles(self.root)
+
+    def style(self, name: str) -> str:
+        """The style of that name, which is known to exist; the default's for "". Raises `ModelError`."""
+        if name and name not in self.styles:
+            known = ", ".join(filter(None, self.styles)) or "none: it has no style_config.json"
+            raise ModelError(f"{self.root} has no style {name!r}; its styles are {known}.")
+        return name or next(iter(self.styles))
+
     def path(self, name: str) -> Path:
         """Path of a file or directory of the model, which is known to exist. Raises `ModelError`."""
         path = self.root / name
@@ -80,7 +94,7 @@ class ModelDirectory:
         return path
 
     def load_weights(self, name: str, *, keep_half: bool = False) -> dict[str, Tensor]:
-        """The tensors of "llm.pt", "flow.pt" or "hift.pt" on the CPU; see `lighttts.models.weights.load_weights`."""
+        """The tensors of a file of weights on the CPU; see `lighttts.models.weights.load_weights`."""
         return weights.load_weights(self.path(name), keep_half=keep_half)
 
     def qwen_config(self) -> Section:
@@ -113,7 +127,7 @@ class ModelDirectory:
     @cached_property
     def model_hash(self) -> str:
         """Hexadecimal digest of configuration, weights and ONNX files: equal for two directories with one model."""
-        names = (*WEIGHT_NAMES, "campplus.onnx", self.speech_tokenizer_name)
+        names = (*self.styles.values(), *_SHARED_WEIGHTS, "campplus.onnx", self.speech_tokenizer_name)
         parts = [self.config_hash, *(weights.fingerprint(self.path(name)) for name in names)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -128,14 +142,21 @@ def check(path: str | Path) -> list[str]:
     for name in ("campplus.onnx", directory.speech_tokenizer_name, *_TOKENIZER_NAMES):
         if not (directory.root / name).is_file():
             problems.append(f"{directory.root / name} is missing; restore it from the published model.")
-    for name in WEIGHT_NAMES:
+    for name in (*_llm_weights(directory), *_SHARED_WEIGHTS):
         problems.extend(_weight_problems(directory, name))
-    for read in (directory.qwen_config, lambda: directory.sample_rate, directory.voices):
+    for read in (directory.qwen_config, lambda: directory.sample_rate, directory.voices, lambda: directory.styles):
         try:
             read()
         except ModelError as error:
             problems.append(error.text)
     return problems
+
+
+def _llm_weights(directory: ModelDirectory) -> tuple[str, ...]:
+    try:
+        return tuple(directory.styles.values())
+    except ModelError:
+        return ()
 
 
 def _weight_problems(directory: ModelDirectory, name: str) -> list[str]:

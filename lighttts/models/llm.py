@@ -154,12 +154,18 @@ def build_llm(directory: ModelDirectory) -> SpeechLM:
     return SpeechLM(config, _VOCABULARIES[llm.class_name](config, llm), Sampling.read(llm.section("sampling")))
 
 
-def load_llm(directory: ModelDirectory, device: torch.device, dtype: torch.dtype = torch.float32) -> SpeechLM:
-    """The published language model of a directory on `device` in `dtype`, set to evaluate. Raises `ModelError`."""
+def load_llm(
+    directory: ModelDirectory, device: torch.device, dtype: torch.dtype = torch.float32, style: str = ""
+) -> SpeechLM:
+    """The published language model of a directory in `style` ("": its default) on `device` in `dtype`, set to evaluate.
+
+    Raises `ModelError`.
+    """
+    name = directory.styles[directory.style(style)]
     with torch.device("meta"):
         model = build_llm(directory).to(dtype)
-    weights = directory.load_weights("llm.pt", keep_half=True)
+    weights = directory.load_weights(name, keep_half=True)
     model.to_empty(device=device)
     used = {name: tensor for name, tensor in weights.items() if name not in _UNUSED_WEIGHTS}
-    load_into(model, used, str(directory.root / "llm.pt"))
+    load_into(model, used, str(directory.root / name))
     return model.eval()

@@ -62,6 +62,7 @@ MAX_FRAME_MEL = 32_768
 MAX_FRAME_SAMPLES = 16 << 20
 MAX_VOICES = 4096
 MAX_WORKERS = 4096
+MAX_STYLES = 64
 MAX_ARRAY = 4096
 MEL_BINS = 80
 EMBEDDING_SIZE = 192
@@ -191,9 +192,9 @@ class Synth(Message):
 
     Exactly one of `voice` (a preset voice's name) and `prompt` (an audio file) is given. With a prompt, a `prompt_text`
     makes it zero-shot, an empty one cross-lingual. `instruct` says how to speak, in words ("in a whisper"); it takes
-    the place of `prompt_text`. Speech at another `speed` than 1 does not stream: each sentence comes as one frame.
-    `deadline_ms` counts from receipt, 0 means the broker's default. `credit` is the number of frames the client is
-    ready to receive at once.
+    the place of `prompt_text`. `style` chooses among the model's language models; empty is the default. Speech at
+    another `speed` than 1 does not stream: each sentence comes as one frame. `deadline_ms` counts from receipt, 0 means
+    the broker's default. `credit` is the number of frames the client is ready to receive at once.
     """
 
     request_id: RequestId
@@ -208,6 +209,7 @@ class Synth(Message):
     credit: U32
     prompt: AudioFile
     instruct: Annotated[str, Instruction, Since(3)] = ""
+    style: Annotated[str, Text(128), Since(3)] = ""
 
 
 @_message(0x12)
@@ -471,7 +473,11 @@ class StageFailed(Message):
 @_message(0x40)
 @dataclass(frozen=True, slots=True, eq=False)
 class Register(Message):
-    """First message of a worker boot; answered by `Registered`. `epoch`: random per boot; `voices`: encode only."""
+    """First message of a worker boot; answered by `Registered`. `epoch`: random per boot; `voices`: encode only.
+
+    `model`: the model directory's name, a hash of its files, and the style of an llm worker if it has one, with colons
+    between. `styles`: those that an llm worker answers to; the default is "", beside its name if it has one.
+    """
 
     worker: Name
     epoch: Epoch
@@ -480,6 +486,7 @@ class Register(Message):
     model: Name
     sample_rate: U32
     voices: Names
+    styles: Annotated[tuple[str, ...], Many(Text(128), MAX_STYLES), Since(3)] = ("",)
 
 
 @_message(0x41)

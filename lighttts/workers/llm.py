@@ -153,13 +153,15 @@ def service(config: Config) -> Service:
     torch.set_num_threads(config.llm.threads)
     device = pick_device(config.model.device)
     directory = ModelDirectory.open(config.model.directory)
+    style = directory.style(config.llm.style)
     engine = LLMEngine(
-        load_llm(directory, device, dtype_of(config.model.dtype)),
+        load_llm(directory, device, dtype_of(config.model.dtype), style),
         slots=config.llm.slots,
         max_length=config.llm.max_length,
         prefill_tokens=config.llm.prefill_tokens,
     )
-    boot = Boot(_NAME, model_name(directory), directory.sample_rate)
+    names = ("", style) if style == directory.style("") else (style,)
+    boot = Boot(_NAME, model_name(directory, style), directory.sample_rate, styles=tuple(dict.fromkeys(names)))
     spacing = Spacing(config.llm.step_ms / 1000) if device.type == "cuda" else None
     stage = LLMStage(engine, boot.epoch, config.llm.slots, spacing)
     return Service(stage, boot, config, config.llm.metrics_port, lambda: observe_device(device))

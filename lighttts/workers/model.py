@@ -19,9 +19,10 @@ _HAS_NVML = importlib.util.find_spec("pynvml") is not None
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def model_name(directory: ModelDirectory) -> str:
-    """What a worker tells of its model: the directory's name and the beginning of a hash of its files."""
-    return f"{directory.root.resolve().name[:64]}:{directory.model_hash[:16]}"
+def model_name(directory: ModelDirectory, style: str = "") -> str:
+    """What a worker tells of its model: the directory's name, the beginning of a hash of its files, and its style."""
+    name = f"{directory.root.resolve().name[:64]}:{directory.model_hash[:16]}"
+    return f"{name}:{style}" if style else name
 
 
 def pick_device(name: str) -> torch.device:

@@ -44,6 +44,7 @@ class Boot:
     model: str
     sample_rate: int
     voices: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ("",)
     worker: str = ""
     epoch: int = field(default_factory=lambda: secrets.randbits(63))
 
@@ -54,7 +55,9 @@ class Boot:
     def register(self) -> wire.Register:
         """The message that introduces this worker."""
         software = f"lighttts {__version__}"
-        return wire.Register(self.worker, self.epoch, self.stage, software, self.model, self.sample_rate, self.voices)
+        return wire.Register(
+            self.worker, self.epoch, self.stage, software, self.model, self.sample_rate, self.voices, self.styles
+        )
 
 
 @dataclass(frozen=True, slots=True)

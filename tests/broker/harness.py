@@ -277,14 +277,13 @@ class Harness:
     def free(self) -> bool:
         """Whether nothing at all is left of any request, but the records of those whose client may come back."""
         board = self.core._board
-        queues = self.core._dispatcher._queues
         return (
             self.core.idle
             and not board.requests.clients
             and self.store.requests.keys() == self.store._parked.keys()
             and not board.prompts.used
             and not board.output.used
-            and not any(queues.values())
+            and not self.core._dispatcher.waiting
             and not any(worker.active for worker in board.workers)
         )
 

@@ -442,7 +442,12 @@ class Broker(RuleBasedStateMachine):
 
     def nothing_is_lost(self) -> None:
         core, board = self.harness.core, self.harness.core._board
-        queued = {request_id for queue in core._dispatcher._queues.values() for request_id in queue}
+        queued = {
+            request_id
+            for queues in core._dispatcher._queues.values()
+            for queue in queues.values()
+            for request_id in queue
+        }
         assert queued <= board.requests.live.keys()
         for request_id, request in board.requests.live.items():
             waits_for_store = request.state is State.RECEIVED and request_id in self.harness.unanswered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -122,3 +123,12 @@ def test_a_model_directory_is_handed_on_as_an_absolute_path(tmp_path: Path, monk
     assert model_directory(config, None) == tmp_path / "mine"
     with pytest.raises(ModelError, match="--model"):
         model_directory(config, Path("golden"))
+
+
+def test_the_llm_workers_serve_the_styles_in_turn(tmp_path: Path) -> None:
+    styles = [{"style_name": name, "llm_path": f"{name}.pt"} for name in ("calm", "lively")]
+    (tmp_path / "style_config.json").write_text(json.dumps({"lora_info": styles}))
+    config = load_config(environ={})
+    commands = shared_commands([], config, {"encode": 1, "llm": 4, "decode": 1}, tmp_path)
+    served = [argument for command in commands for argument in command["arguments"] if "llm.style" in argument]
+    assert served == ['llm.style="calm"', 'llm.style="lively"'] * 2

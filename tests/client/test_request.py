@@ -20,6 +20,7 @@ def make(text: str = "Hello.", **changes: object) -> Synth:
         "prompt": None,
         "prompt_text": "",
         "instruct": "",
+        "style": "",
         "seed": 1,
         "speed": 1.0,
         "output": "audio",
