@@ -31,9 +31,9 @@ $(VENV)/.worker: $(BIN)/python setup.cfg
 
 $(VENV)/.dev: $(VENV)/.worker
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@command -v redis-server >/dev/null || { \
-	  [ "$$(id -u)" = 0 ] && { apt-get update -q && apt-get install -y -q redis-server; } >/dev/null || \
-	  { echo "The tests need redis-server: sudo apt-get install redis-server" >&2; exit 1; }; }
+	@command -v redis-server nginx haproxy | test $$(wc -l) = 3 || { \
+	  [ "$$(id -u)" = 0 ] && { apt-get update -q && apt-get install -y -q redis-server nginx-light haproxy; } >/dev/null || \
+	  { echo "The tests need programs: sudo apt-get install redis-server nginx-light haproxy" >&2; exit 1; }; }
 	@touch $@
 
 test: setup-dev lint ## lint, types and all tests (CPU, no GPU needed)

@@ -7,6 +7,7 @@ flags. An unknown key is an error that names the nearest known one. conf/lighttt
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,6 +36,12 @@ def _listed(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _network(address: str) -> str:
+    """Raises `ValueError` for what is neither an address nor a network."""
+    return str(ipaddress.ip_network(address))
+
+
+Network = Annotated[str, AfterValidator(_network)]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Endpoints = Annotated[tuple[Endpoint, ...], BeforeValidator(_listed)]
 
@@ -150,6 +157,7 @@ class GatewayConfig(_Section):
     port: Port = 8080
     keys: Path | None = None
     cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_listed)] = ()
+    proxies: Annotated[tuple[Network, ...], BeforeValidator(_listed)] = ()
     connections: Annotated[int, Field(ge=1)] = 1024
 
 

@@ -74,6 +74,8 @@ async def _serve(config: Config) -> None:
                 access_log=False,
                 server_header=False,
                 limit_concurrency=settings.connections,
+                proxy_headers=bool(settings.proxies),
+                forwarded_allow_ips=[*settings.proxies],
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=DRAIN_S,
