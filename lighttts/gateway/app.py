@@ -94,4 +94,7 @@ def _middleware(origins: Sequence[str]) -> list[Middleware]:
 async def _refuse(request: Request, error: Exception) -> Response:
     """What no route takes."""
     shape = openai_error if request.url.path.startswith(OPENAI_PATHS) else problem
-    return shape(failure_of(error))
+    response = shape(failure_of(error))
+    if isinstance(error, HTTPException):
+        response.headers.update(error.headers or {})
+    return response

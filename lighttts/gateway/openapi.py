@@ -19,7 +19,11 @@ _PROBLEM = "application/problem+json"
 _REFUSALS = {
     "400": "The request is wrong.",
     "401": "No valid API key.",
+    "404": "There is no such path or model.",
+    "405": "The path has other methods; see Allow.",
+    "408": "The body took too long to come.",
     "413": "The body is too large.",
+    "422": "A field is missing, or its value cannot be.",
     "429": "The API key's quota is used up; see Retry-After.",
     "503": "Overloaded, or no broker or worker; see Retry-After.",
 }
