@@ -12,7 +12,9 @@ from tests.gateway.process import Gateway
 def test_the_page_needs_nothing_from_elsewhere(gateway: Gateway) -> None:
     response = requests.get(f"{gateway.url}/")
     assert response.headers["content-type"] == "text/html; charset=utf-8"
-    assert "default-src 'none'" in response.headers["content-security-policy"]
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
     assert not re.search(r"https?:|//[a-z]", re.sub(r"(?m)^\s*//.*$", "", response.text))
 
 

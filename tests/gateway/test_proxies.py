@@ -61,7 +61,8 @@ def test_speech_comes_through_under_its_request_id(speaking: tuple[Proxy, tuple[
     headers = {"X-Request-ID": "through-1"}
     response = requests.post(f"{proxy.url}/inference_sft", data=SHORT, headers=headers)
     assert response.status_code == 200
-    assert len(response.content) > 2 * 24000 // 2
+    assert response.content
+    assert len(response.content) % 1920 == 0
     assert response.headers["x-request-id"] == "through-1"
     assert len(requests.get(f"{proxy.url}/liveness").headers["x-request-id"]) >= 32
 
