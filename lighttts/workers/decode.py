@@ -129,8 +129,9 @@ def _engine(config: Config, directory: ModelDirectory, device: torch.device) -> 
         velocity = use_tensorrt(flow, directory, decode.engine_cache)
         if velocity is not None:
             flow_batch = partial(TensorRTFlowBatch, velocity=velocity)
-    if device.type != "cuda":
-        return DecodeEngine(flow, hift, max_batch=decode.batch or 1, max_streams=decode.streams)
+    if device.type != "cuda" or not isinstance(flow, CausalMaskedDiffWithXvec):
+        batch = decode.batch or (GPU_HOPS if device.type == "cuda" else 1)
+        return DecodeEngine(flow, hift, max_batch=batch, max_streams=decode.streams)
     vocoder = Vocoder(hift, max_batch=GPU_HOPS)
     cache = decode.cache_gb * 1e9 if decode.cache_gb else CACHE_SHARE * torch.cuda.mem_get_info(device)[0]
     pages = int(cache / PagePool.page_bytes(flow))
