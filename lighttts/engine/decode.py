@@ -24,7 +24,7 @@ from lighttts.engine.decode_streams import DecodeStreams
 from lighttts.engine.schedule import Hop
 from lighttts.engine.voice_cache import VoiceCache
 from lighttts.models.flow import Flow, FlowHop, FlowState
-from lighttts.models.hift import HiFTGenerator
+from lighttts.models.hift import Generator
 from lighttts.models.hift_stream import VocoderHop, VocoderResult, vocode
 
 __all__ = ["DecodeEngine", "DecodeStep", "VoicePrompt"]
@@ -50,7 +50,7 @@ class DecodeEngine(DecodeStreams):
     def __init__(
         self,
         flow: Flow,
-        hift: HiFTGenerator,
+        hift: Generator,
         *,
         max_batch: int,
         max_streams: int,

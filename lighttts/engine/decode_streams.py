@@ -29,7 +29,7 @@ from lighttts.engine.schedule import Hop, HopSchedule
 from lighttts.errors import InternalError, InvalidInput, Overloaded
 from lighttts.models.cfm import NOISE_FRAMES
 from lighttts.models.flow import Flow
-from lighttts.models.hift import HiFTGenerator
+from lighttts.models.hift import Generator
 
 SLOWEST, FASTEST = 0.25, 4.0
 """Limits of `speed`."""
@@ -41,7 +41,7 @@ class DecodeStreams(ABC):
     def __init__(
         self,
         flow: Flow,
-        hift: HiFTGenerator,
+        hift: Generator,
         max_streams: int,
         longest: int = NOISE_FRAMES // FRAMES_A_TOKEN,
     ) -> None:

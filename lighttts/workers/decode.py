@@ -21,7 +21,7 @@ from lighttts.engine.flow_pages import PagePool
 from lighttts.engine.vocoder import Vocoder
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import CausalMaskedDiffWithXvec, load_flow
-from lighttts.models.hift import load_hift
+from lighttts.models.hift import HiFTGenerator, load_hift
 from lighttts.tensorrt.backend import use_tensorrt
 from lighttts.tensorrt.flow_batch import TensorRTFlowBatch
 from lighttts.transport import wire
@@ -129,7 +129,7 @@ def _engine(config: Config, directory: ModelDirectory, device: torch.device) -> 
         velocity = use_tensorrt(flow, directory, decode.engine_cache)
         if velocity is not None:
             flow_batch = partial(TensorRTFlowBatch, velocity=velocity)
-    if device.type != "cuda" or not isinstance(flow, CausalMaskedDiffWithXvec):
+    if device.type != "cuda" or not (isinstance(flow, CausalMaskedDiffWithXvec) and isinstance(hift, HiFTGenerator)):
         batch = decode.batch or (GPU_HOPS if device.type == "cuda" else 1)
         return DecodeEngine(flow, hift, max_batch=batch, max_streams=decode.streams)
     vocoder = Vocoder(hift, max_batch=GPU_HOPS)
