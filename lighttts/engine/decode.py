@@ -23,8 +23,8 @@ from lighttts.engine.decode_stream import (
 from lighttts.engine.decode_streams import DecodeStreams
 from lighttts.engine.schedule import Hop
 from lighttts.engine.voice_cache import VoiceCache
-from lighttts.models.flow import CausalMaskedDiffWithXvec, FlowHop, FlowState
-from lighttts.models.hift import HiFTGenerator
+from lighttts.models.flow import Flow, FlowHop, FlowState
+from lighttts.models.hift import Generator
 from lighttts.models.hift_stream import VocoderHop, VocoderResult, vocode
 
 __all__ = ["DecodeEngine", "DecodeStep", "VoicePrompt"]
@@ -49,8 +49,8 @@ class DecodeEngine(DecodeStreams):
 
     def __init__(
         self,
-        flow: CausalMaskedDiffWithXvec,
-        hift: HiFTGenerator,
+        flow: Flow,
+        hift: Generator,
         *,
         max_batch: int,
         max_streams: int,
@@ -112,7 +112,7 @@ class DecodeEngine(DecodeStreams):
                     prompts.add(stream.voice.key)
                     works.append(Work(stream, None, 0, shared))
                 continue
-            past = shared if stream.flow is None else stream.flow.tokens.length
+            past = shared if stream.flow is None else stream.flow.tokens
             works.append(Work(stream, hop, past, len(stream.voice.tokens) + hop.end - past))
         return works
 
@@ -120,7 +120,7 @@ class DecodeEngine(DecodeStreams):
         """Tokens of the prompt whose state `stream` takes from its voice: whole chunks with their look-ahead."""
         if stream.flow is not None or not stream.chunked:
             return 0
-        config = self.flow.config.encoder
+        config = self.flow.config
         whole = max(0, len(stream.voice.tokens) - config.look_ahead)
         return whole - whole % config.chunk
 
@@ -132,7 +132,7 @@ class DecodeEngine(DecodeStreams):
         if state is None:
             state = self.flow.start(torch.tensor(voice.embedding), torch.tensor(voice.mel))
         if work.hop is None:
-            tokens = voice.tokens[: work.new + self.flow.config.encoder.look_ahead]
+            tokens = voice.tokens[: work.new + self.flow.config.look_ahead]
         else:
             tokens = self._tokens(stream, work.hop, work.past)
         on_device = torch.from_numpy(tokens.astype(np.int64)).to(self.flow.device)

@@ -14,7 +14,7 @@ from lighttts.engine.decode_stream import DecodeStream, Tokens, VoicePrompt
 from lighttts.engine.flow_batch import FlowTask
 from lighttts.engine.flow_pages import PagePool
 from lighttts.engine.schedule import Hop
-from lighttts.models.flow import CausalMaskedDiffWithXvec
+from lighttts.models.flow import Flow
 
 VOICES = 1024
 """Voices kept that nobody speaks with."""
@@ -87,7 +87,7 @@ def give_up(owner: Owner, pool: PagePool) -> None:
 class VoicePasts:
     """Voices by key, those last asked for last."""
 
-    def __init__(self, flow: CausalMaskedDiffWithXvec, pool: PagePool) -> None:
+    def __init__(self, flow: Flow, pool: PagePool) -> None:
         self._flow, self._pool = flow, pool
         self._pasts: OrderedDict[str, VoicePast] = OrderedDict()
 
@@ -95,7 +95,7 @@ class VoicePasts:
         """What is known of `voice`, without pages at first."""
         past = self._pasts.get(voice.key)
         if past is None:
-            config = self._flow.config.encoder
+            config = self._flow.config
             state = self._flow.start(torch.from_numpy(voice.embedding), torch.from_numpy(voice.mel))
             whole = max(0, len(voice.tokens) - config.look_ahead) // config.chunk
             past = self._pasts[voice.key] = VoicePast(voice.tokens, state.speaker, state.prompt, whole)

@@ -30,7 +30,7 @@ class AloneSteps:
         self._model = model
         self._cache = KVCache(model.config, slots, max_length, model.device, model.dtype)
         self._rotary = model.rotary_table(max_length)
-        self._embedding = llm_state.input_table(model)
+        self._embedding = model.input_table()
         self._state = torch.zeros((slots, llm_state.columns(model)), dtype=torch.int64)
 
     def cost(self, positions: int) -> int:

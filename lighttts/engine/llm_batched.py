@@ -42,7 +42,7 @@ class BatchedSteps:
         device = model.device
         self._cache = KVCache(model.config, slots + 1, max_length, device, model.dtype)
         self.ops: LLMOps = _ops(model, self._cache)
-        self._embedding = llm_state.input_table(model)
+        self._embedding = model.input_table()
         self._state = torch.zeros((slots + 1, llm_state.columns(model)), dtype=torch.int64, device=device)
         self._slots = torch.full((slots,), slots, device=device)
         self._listed: list[int] = []  # what `_slots` begins with

@@ -9,18 +9,14 @@ from lighttts.models.llm import SpeechLM
 from lighttts.models.sampling import sample
 
 INPUT, POSITION, SEED, STEP, MINIMUM, HISTORY = range(6)
-"""Columns: row of `input_table`, its position, the request's seed, index of the token to be drawn, tokens before which
-the end of speech is excluded, and from `HISTORY` on the last tokens, the latest at the end, -1 where there are none."""
+"""Columns: the input as a row of `SpeechLM.input_table`, its position, the request's seed, index of the token to be
+drawn, tokens before which the end of speech is excluded, and from `HISTORY` on the last tokens, the latest at the end,
+-1 where there are none."""
 
 
 def columns(model: SpeechLM) -> int:
     """Length of a row."""
     return HISTORY + model.sampling.win_size
-
-
-def input_table(model: SpeechLM) -> Tensor:
-    """Embeddings [task + speech + stops, width]: inputs of a decode step are of these, so one look-up does."""
-    return torch.cat([model.llm_embedding.weight, model.speech_embedding.weight])
 
 
 def draw(model: SpeechLM, logits: Tensor, rows: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from lighttts.engine.flow_batch import FlowBatch
 from lighttts.engine.flow_pages import PagePool
 from lighttts.engine.vocoder import Vocoder
 from lighttts.models.directory import ModelDirectory
-from lighttts.models.flow import CausalMaskedDiffWithXvec, load_flow
-from lighttts.models.hift import load_hift
+from lighttts.models.flow import Flow, load_flow
+from lighttts.models.hift import HiFTGenerator, load_hift
 from lighttts.tensorrt.backend import use_tensorrt
 from lighttts.tensorrt.flow_batch import TensorRTFlowBatch
 from lighttts.transport import wire
@@ -124,14 +124,14 @@ def _engine(config: Config, directory: ModelDirectory, device: torch.device) -> 
     # The vocoder's weights stay in single precision, as upstream runs it: its phase does not survive less.
     hift = load_hift(directory, device)
     decode = config.decode
-    flow_batch: Callable[[CausalMaskedDiffWithXvec, PagePool, int], FlowBatch] = FlowBatch
+    flow_batch: Callable[[Flow, PagePool, int], FlowBatch] = FlowBatch
     if decode.engine == "tensorrt":
         velocity = use_tensorrt(flow, directory, decode.engine_cache)
         if velocity is not None:
             flow_batch = partial(TensorRTFlowBatch, velocity=velocity)
     if device.type != "cuda":
         return DecodeEngine(flow, hift, max_batch=decode.batch or 1, max_streams=decode.streams)
-    vocoder = Vocoder(hift, max_batch=GPU_HOPS)
+    vocode = Vocoder(hift, max_batch=GPU_HOPS).vocode if isinstance(hift, HiFTGenerator) else None
     cache = decode.cache_gb * 1e9 if decode.cache_gb else CACHE_SHARE * torch.cuda.mem_get_info(device)[0]
     pages = int(cache / PagePool.page_bytes(flow))
     engine = PagedDecodeEngine(
@@ -140,7 +140,7 @@ def _engine(config: Config, directory: ModelDirectory, device: torch.device) -> 
         max_streams=min(decode.streams, pages // PAGES_A_STREAM),
         slots=decode.batch or GPU_CHUNKS,
         pages=pages,
-        vocode=vocoder.vocode,
+        vocode=vocode,
         flow_batch=flow_batch,
     )
     engine.prepare(PREPARED_FRAMES)
