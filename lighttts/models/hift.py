@@ -114,13 +114,18 @@ def _down(inputs: int, width: int, factor: int) -> nn.Conv1d:
 Generator: TypeAlias = HiFTGenerator | CausalHiFTGenerator
 
 
+def build_hift(directory: ModelDirectory) -> Generator:
+    """The vocoder that a directory's yaml describes, with fresh parameters. Raises `ModelError`."""
+    config = HiFTConfig.read(directory.settings)
+    return CausalHiFTGenerator(config) if config.causal else HiFTGenerator(config)
+
+
 def load_hift(directory: ModelDirectory, device: torch.device | str = "cpu") -> Generator:
     """The vocoder of a model directory, ready for inference. Raises `ModelError`.
 
     Always float32, as upstream: neither the pitch nor the exponential of the last layer survives less.
     """
-    config = HiFTConfig.read(directory.settings)
-    model = CausalHiFTGenerator(config) if config.causal else HiFTGenerator(config)
+    model = build_hift(directory)
     load_into(model, directory.load_weights("hift.pt"), str(directory.path("hift.pt")))
     fold_weight_norm(model)
     if isinstance(model, CausalHiFTGenerator):
