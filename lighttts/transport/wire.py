@@ -80,6 +80,8 @@ OptionalRequestId = Annotated[str, Text(64)]
 Name = Annotated[str, Text(128)]
 VoiceName = Annotated[str, Text(128, low=1)]
 Owner = Text(128)
+OWNERS_SINCE = 3
+"""The version that registered voices, and so their owners, came with."""
 Digest = Annotated[str, Text(64, low=1)]
 Sentence = Annotated[str, Text(MAX_TEXT)]
 Line = Annotated[str, Text(4096)]
