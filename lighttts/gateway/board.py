@@ -1,4 +1,4 @@
-"""What the gateway knows of the system behind it: its model, its voices, and whether it can speak."""
+"""What the gateway knows of the system behind it: its model, and whether it can speak."""
 
 from __future__ import annotations
 
@@ -29,10 +29,6 @@ class Board:
         """The name of the model that is served, "" while there is no worker. Raises `Unavailable`."""
         models = [row.model for row in (await self._fresh()).workers]
         return models[0].partition(":")[0] if models else ""
-
-    async def voices(self) -> tuple[str, ...]:
-        """The preset voices. Raises `Unavailable`."""
-        return await self._client.voices()
 
     async def problem(self) -> str:
         """Why no text can be spoken now, in a sentence; "" if one can."""

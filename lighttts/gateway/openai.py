@@ -1,4 +1,4 @@
-"""OpenAI's door: /v1/audio/speech, /v1/models, and /v1/audio/voices as servers beside OpenAI's have it."""
+"""OpenAI's door: /v1/audio/speech and /v1/models."""
 
 from __future__ import annotations
 
@@ -61,7 +61,6 @@ class OpenAI:
         """The paths of this door."""
         return [
             door.route("/v1/audio/speech", self._speech, "POST"),
-            door.route("/v1/audio/voices", self._voices, "GET"),
             door.route("/v1/models", self._models, "GET"),
             door.route("/v1/models/{model}", self._model, "GET"),
         ]
@@ -79,10 +78,6 @@ class OpenAI:
             return Streamed(first, spoken.pieces, MEDIA_TYPES[asked.response_format], {})
         headers = {"Cache-Control": "no-cache"}
         return Streamed(_delta(first), _events(spoken), "text/event-stream", headers)
-
-    async def _voices(self, request: Request, key: ApiKey | None) -> Response:
-        voices = await self._board.voices()
-        return JSONResponse({"voices": [{"id": name, "name": name} for name in voices]})
 
     async def _models(self, request: Request, key: ApiKey | None) -> Response:
         name = await self._board.model()

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
@@ -22,16 +22,26 @@ from lighttts.gateway.quotas import Quotas
 SERVICE = "gateway"
 
 
+def owner_of(key: ApiKey | None) -> str:
+    """What the broker calls the holder of a key: nobody where the gateway has no keys."""
+    return key.name if key else ""
+
+
 @dataclass(frozen=True)
 class Wish:
-    """What a client asks for: `text` in the voice of a `prompt` (an audio file) or in a preset `voice`; where that is
-    empty, in the broker's first."""
+    """What a client asks for: `text` in the voice of a `prompt` (an audio file) or in a preset or registered `voice`;
+    where that is empty, in the broker's first. `owner`: whose registered voices are meant, see `of`."""
 
     text: str
     voice: str = ""
     prompt: bytes | None = None
     prompt_text: str = ""
     speed: float = 1.0
+    owner: str = ""
+
+    def of(self, key: ApiKey | None) -> Wish:
+        """The wish as that of a key's holder, whose registered voices it may name."""
+        return replace(self, owner=owner_of(key))
 
     @property
     def method(self) -> str:
@@ -53,7 +63,7 @@ class Speaker:
 
         Raises `Refused`, a `LightTTSError`, or `ClientGone`.
         """
-        spoken = Spoken(self, request, wish, kind, key)
+        spoken = Spoken(self, request, wish.of(key), kind, key)
         try:
             first = await unless_gone(request.receive, _first(spoken.pieces))
         except BaseException:
@@ -76,6 +86,7 @@ class Speaker:
                 prompt_text=wish.prompt_text,
                 speed=wish.speed,
                 format="s16",
+                owner=wish.owner,
             )
             try:
                 yield synthesis
