@@ -72,7 +72,7 @@ class Core:
         self._desk = desk = VoiceDesk(board, dispatcher, self._endings, wall)
         self._resumption = Resumption(board, dispatcher, self._endings, desk, wall)
         self._clients = Clients(board, dispatcher, self._endings, self._resumption, desk)
-        self._results = Results(board, dispatcher, self._endings, takeover, desk)
+        self._results = Results(board, dispatcher, self._endings, takeover, desk.traces)
         self._blocked: dict[Outbox, None] = {}
         self._answers: dict[tuple[Channel, bytes], Outbox] = {}
         self._probed = now

@@ -17,7 +17,7 @@ from lighttts.broker.outbox import Frames
 from lighttts.broker.requests import Request, State
 from lighttts.broker.takeover import Takeover
 from lighttts.broker.token_log import TOKEN_BYTES
-from lighttts.broker.voices import VoiceDesk
+from lighttts.broker.voice_traces import Traces
 from lighttts.broker.workers import Worker
 from lighttts.errors import Overloaded, ProtocolError, WorkerFailed, from_code
 from lighttts.transport.wire import (
@@ -49,9 +49,9 @@ class Results:
     """Takes in what workers push."""
 
     def __init__(
-        self, board: Board, dispatcher: Dispatcher, endings: Endings, takeover: Takeover, desk: VoiceDesk
+        self, board: Board, dispatcher: Dispatcher, endings: Endings, takeover: Takeover, traces: Traces
     ) -> None:
-        self._desk = desk
+        self._traces = traces
         self._board = board
         self._step = board.step
         self._takeover = takeover
@@ -211,7 +211,7 @@ class Results:
         if request.told:
             self._endings.return_errand(request, message.voice_key, now)
             return
-        self._desk.encoded(request, message.voice_key)
+        self._traces.encoded(request, message.voice_key)
         request.take(message)
         self._board.prompts.free(request.drop_audio())
         self._step.add(SaveEncoded(request.id, frames))

@@ -17,7 +17,7 @@ from lighttts.broker.breaker import Breaker
 from lighttts.broker.voice_questions import Answer, AskVoices, Find, ListAll, Put, Question, Remove, Rename, Voiced
 from lighttts.broker.voice_records import Room, VoiceRecord
 from lighttts.broker.voice_store import VoiceStore
-from lighttts.errors import InternalError, LightTTSError, Overloaded, Unavailable, UnknownVoice
+from lighttts.errors import InternalError, InvalidInput, LightTTSError, Overloaded, Unavailable
 from lighttts.logs import get_logger
 from lighttts.transport.wire import MAX_REGISTERED
 
@@ -163,7 +163,7 @@ class VoiceKeeper:
             if content:
                 return Voiced((voice,), content)
         # Not even the second time: it was not replaced in between.
-        raise UnknownVoice(f"the recording of the voice {name!r} is lost: add the voice again", field="voice")
+        raise InvalidInput(f"the recording of the voice {name!r} is lost: add the voice again", field="voice")
 
     def _fetched(self, voice: VoiceRecord) -> bytes:
         content = self._store.recording(voice)

@@ -46,7 +46,7 @@ class RedisVoices(VoiceStore):
             pipe.hget(SHARED_VOICES, name)
             found = [{b"": packed} if packed else {} for packed in pipe.execute()]
         own, shared = map(self._records, found)
-        return {**shared, **own}[name] if own or shared else super().find(owner, name)
+        return own.get(name) or shared.get(name) or super().find(owner, name)
 
     def recording(self, voice: VoiceRecord) -> bytes:
         with self._asking():

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import sys
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,16 +19,16 @@ from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings
 from lighttts.broker.instructions import Metric, Reply
 from lighttts.broker.outbox import Channel, Outbox
+from lighttts.broker.quota import Quotas
 from lighttts.broker.requests import Request, State
 from lighttts.broker.voice_questions import Answer, AskVoices, Find, ListAll, Put, Question, Remove, Rename, Voiced
 from lighttts.broker.voice_records import VoiceRecord, digest_of
+from lighttts.broker.voice_traces import Traces
 from lighttts.errors import Forbidden, InvalidInput, LightTTSError, Overloaded, Unavailable, UnknownVoice, VoiceExists
 from lighttts.transport.wire import (
-    MAX_VOICE_KEYS,
     MAX_VOICES,
     AddVoice,
     Convert,
-    Forget,
     ListVoices,
     Message,
     Synth,
@@ -41,11 +41,10 @@ from lighttts.transport.wire import (
 )
 from lighttts.voice_file import check_name, check_text
 
-REMEMBERED = 10_000
-"""Most recordings of which the broker remembers what their features are called."""
-FORGOTTEN_S = 3600.0
-"""Seconds after a removal in which a request that still spoke with the voice makes the workers forget it again: longer
-than requests take."""
+QUESTIONS = 16
+"""Most questions of one client that wait for the store, so that nobody fills its line."""
+EXPORTS_A_MINUTE = 60
+"""Of one client: each may be as large as a recording, and is sent without credit."""
 Then = Callable[[Answer, float], None]
 
 
@@ -62,8 +61,8 @@ class VoiceDesk:
         self._wall = wall
         self._numbers = itertools.count(1)
         self._asked: dict[int, tuple[bytes, Then]] = {}
-        self._keys: OrderedDict[str, set[str]] = OrderedDict()
-        self._forgotten: dict[str, float] = {}
+        self._exports = Quotas(sys.maxsize, EXPORTS_A_MINUTE, board.who)
+        self.traces = Traces(board, dispatcher)
 
     @property
     def clients(self) -> set[bytes]:
@@ -109,6 +108,7 @@ class VoiceDesk:
         try:
             owner = self._board.owner(client, message.owner)
             question = self._question(owner, message)
+            self._check_pace(client, message, now)
         except LightTTSError as error:
             self._fail(client, message.query_id, error)
             return
@@ -120,6 +120,9 @@ class VoiceDesk:
             owner = self._board.owner(client, message.owner)
         except Forbidden:
             owner = ""
+        if self._busy(client):
+            self._listed(client, message, _too_many(), now)
+            return
         self._ask(client, ListAll(owner), partial(self._listed, client, message))
 
     # ---- requests that name a voice ------------------------------------------------------------------------------
@@ -143,19 +146,10 @@ class VoiceDesk:
         _, then = self._asked.pop(number)
         then(answer, now)
 
-    def encoded(self, request: Request, voice_key: str) -> None:
-        """A request is encoded: if it spoke with a registered voice, remembers what its features are called."""
-        digest = request.voice_digest
-        if not digest:
-            return
-        self._learn(digest, voice_key)
-        if digest in self._forgotten:
-            self._forget(digest)
-
     def tick(self, now: float) -> None:
         """Time has passed."""
-        for digest in [digest for digest, at in self._forgotten.items() if now - at > FORGOTTEN_S]:
-            del self._forgotten[digest]
+        self._exports.tick(now)
+        self.traces.tick(now)
 
     # ---- checks --------------------------------------------------------------------------------------------------
 
@@ -176,6 +170,17 @@ class VoiceDesk:
     def _check_preset(self, name: str, field: str) -> None:
         if self._board.workers.offers(name):
             raise VoiceExists(f"{name!r} is a preset voice of the model, which always stays", field=field)
+
+    def _check_pace(self, client: bytes, message: VoiceAction, now: float) -> None:
+        if self._busy(client):
+            raise _too_many()
+        if message.action == "export":
+            self._exports.check(client, self._board.requests, self._board.pace, now)
+            self._exports.charge(client, now)
+
+    def _busy(self, client: bytes) -> bool:
+        who = self._board.who(client)
+        return sum(self._board.who(other) == who for other, _ in self._asked.values()) >= QUESTIONS
 
     def _question(self, owner: str, message: VoiceAction) -> Question:
         if message.action == "list":
@@ -199,7 +204,7 @@ class VoiceDesk:
             self._fail(client, message.query_id, outcome)
             return
         digest = digest_of(message.prompt)
-        self._learn(digest, outcome)
+        self.traces.learn(digest, outcome)
         voice = VoiceRecord(
             owner,
             message.name,
@@ -210,17 +215,20 @@ class VoiceDesk:
             digest,
             outcome,
         )
+        # As long as it waits to be written it is in memory.
+        self._board.prompts.hold(len(message.prompt))
         self._ask(client, Put(voice, message.prompt, message.replace), partial(self._added, client, message))
 
     def _added(self, client: bytes, message: AddVoice, answer: Answer, now: float) -> None:
+        self._board.prompts.free(len(message.prompt))
         if not isinstance(answer, Voiced):
             self._fail(client, message.query_id, answer)
             return
         new, *old = answer.voices
-        self._forgotten.pop(new.digest, None)
+        self.traces.added(new.digest)
         for voice in old:
             if voice.digest != new.digest:
-                self._removed(voice, now)
+                self.traces.removed(voice, now)
         self._step.log("info", "voice added", voice=new.name, owner=new.owner, shared=new.shared, bytes=new.size)
         self._done(client, message.query_id, new)
 
@@ -234,7 +242,7 @@ class VoiceDesk:
             return
         (voice,) = answer.voices
         if message.action == "remove":
-            self._removed(voice, now)
+            self.traces.removed(voice, now)
         if message.action in ("rename", "remove"):
             self._step.log("info", f"voice {message.action}d", voice=message.name, owner=voice.owner)
         self._done(client, message.query_id, voice, answer.recording)
@@ -269,28 +277,6 @@ class VoiceDesk:
             return
         self._dispatcher.enter("encode", request, now)
 
-    def _removed(self, voice: VoiceRecord, now: float) -> None:
-        self._forgotten[voice.digest] = now
-        self._learn(voice.digest, voice.voice_key)
-        self._forget(voice.digest)
-
-    # ---- what workers keep ---------------------------------------------------------------------------------------
-
-    def _learn(self, digest: str, voice_key: str) -> None:
-        keys = self._keys.setdefault(digest, set())
-        self._keys.move_to_end(digest)
-        if len(keys) < MAX_VOICE_KEYS:
-            keys.add(voice_key)
-        if len(self._keys) > REMEMBERED:
-            self._keys.popitem(last=False)
-
-    def _forget(self, digest: str) -> None:
-        """Tells the workers that keep something of voices."""
-        message = Forget(digest, tuple(sorted(self._keys.get(digest, ()))))
-        for worker in self._board.workers:
-            if worker.stage != "llm" and worker.version >= Forget.FIRST:
-                self._dispatcher.send(worker, message)
-
     # ---- answers -------------------------------------------------------------------------------------------------
 
     def _ask(self, client: bytes, question: Question, then: Then) -> None:
@@ -315,6 +301,11 @@ def _with(asked: Synth | Convert, voice: VoiceRecord, recording: bytes) -> Synth
     if isinstance(asked, Convert):
         return replace(asked, voice="", prompt=recording)
     return replace(asked, voice="", prompt=recording, prompt_text="" if asked.instruct else voice.prompt_text)
+
+
+def _too_many() -> Overloaded:
+    text = f"{QUESTIONS} questions of this client about voices wait for an answer: ask again later"
+    return Overloaded(text, retry_after=1.0)
 
 
 def _line(text: str) -> str:

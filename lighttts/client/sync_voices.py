@@ -18,7 +18,8 @@ class SyncVoices(ABC):
     shared; where keys are not used, it is everybody's.
 
     All methods raise `Unavailable`; those of a voice by its name `UnknownVoice`, and `Forbidden` if it is another's to
-    change. `owner` is for gateways: whose voices are meant of those they serve.
+    change. `owner` is for gateways: whose voices are meant of those they serve. What was asked over a connection that
+    broke is asked again over the next: of a removal that was done the answer may then be that there is no such voice.
     """
 
     def voices(self, *, owner: str = "") -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from lighttts.broker.voice_keeper import LINGER_S, WAITING, Recordings, VoiceKee
 from lighttts.broker.voice_questions import Answer, AskVoices, Find, ListAll, Put, Question, Remove, Voiced
 from lighttts.broker.voice_records import VoiceRecord
 from lighttts.broker.voice_store import Shelves
-from lighttts.errors import Overloaded, Unavailable, UnknownVoice
+from lighttts.errors import InvalidInput, Overloaded, Unavailable, UnknownVoice
 from tests.broker.shelf import ROOM, Shelf
 from tests.broker.stores import WAIT_S, metric
 from tests.broker.test_voice_stores import WAV, voice
@@ -91,7 +91,7 @@ def test_a_removal_takes_the_recording_out_of_memory(rig: Rig) -> None:
 def test_a_lost_recording_is_told(rig: Rig) -> None:
     rig.shelf.kept[voice().id] = (voice(), b"")
     answer = rig.ask(FIND)
-    assert isinstance(answer, UnknownVoice)
+    assert isinstance(answer, InvalidInput)
     assert "add the voice again" in answer.text
 
 

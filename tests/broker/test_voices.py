@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from lighttts.broker.instructions import Metric
+from lighttts.broker.outbox import Channel
 from lighttts.broker.quota import KEYED
-from lighttts.errors import Unavailable
+from lighttts.broker.voices import EXPORTS_A_MINUTE, QUESTIONS
+from lighttts.errors import InvalidInput, Unavailable
 from lighttts.transport import wire
 from tests.broker.harness import CLIENT, Harness, convert, encoded, synth
 
@@ -373,6 +375,45 @@ def test_adding_counts_as_a_request(harness: Harness) -> None:
     few.stack()
     register(few, add())
     assert failed(said(few, add("another"))) == "overloaded"
+
+
+def test_no_client_fills_the_stores_line(harness: Harness) -> None:
+    harness.voices_answer = False
+    answers = harness.say(*[act("show")] * (QUESTIONS + 1))
+    assert [failed(answer) for answer in answers] == ["overloaded"]
+    assert said(harness, wire.ListVoices(1)) == wire.Voices(1, 24000, ("anna",))
+    assert harness.say(act("show"), client=b"another") == []
+
+
+def test_who_waits_for_the_store_is_not_forgotten_meanwhile(harness: Harness) -> None:
+    harness.voices_answer = False
+    harness.say(wire.ListVoices(1))
+    assert harness.core.known_peers(Channel.CLIENTS) == {CLIENT}
+    harness.answer_voices()
+    assert harness.core.known_peers(Channel.CLIENTS) == set()
+
+
+def test_a_lost_recording_ends_the_request_with_what_mends_it(harness: Harness) -> None:
+    harness.voices_trouble = InvalidInput("add the voice again", field="voice")
+    *_, error = harness.say(synth(voice="mine"))
+    assert isinstance(error, wire.Error)
+    assert (error.code, error.field) == ("invalid_input", "voice")
+
+
+def test_exports_which_nobody_grants_credit_for_are_few(harness: Harness) -> None:
+    register(harness, add())
+    answers = harness.say(*[act("export")] * (EXPORTS_A_MINUTE + 1))
+    assert failed(answers[-1]) == "overloaded"
+    assert isinstance(answers[-2], wire.VoiceDone)
+
+
+def test_a_recording_that_waits_to_be_written_counts_as_held(harness: Harness) -> None:
+    harness.voices_answer = False
+    harness.say(add())
+    harness.result(features(check(harness).request_id))
+    assert harness.core._board.prompts.used == len(WAV)
+    harness.answer_voices()
+    assert harness.core._board.prompts.used == 0
 
 
 def test_a_broker_that_ends_tells_who_waits(harness: Harness) -> None:
