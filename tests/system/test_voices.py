@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +121,41 @@ def test_a_broker_that_is_killed_keeps_its_voices_on_disk(
         assert len(client.synthesize(TEXT, voice="mine", seed=7, retries=3).audio())
         client.remove_voice("mine")
         assert not [path for path in (folder / "voices").iterdir() if prompt_wav[:1000] in path.read_bytes()]
+
+
+def test_features_are_warm_after_adding_counted_and_forgotten_with_the_voice(
+    tmp_path_factory: pytest.TempPathFactory, prompt_wav: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("m")
+    settings = [f"broker.voices_directory={folder}/voices", "encode.metrics_port=0", "log.format=json"]
+    with Stack(folder, settings=settings) as stack, Client(stack.endpoint) as client:
+        lines = [json.loads(line) for line in stack.log("encode").splitlines() if line.startswith("{")]
+        port = next(line["metrics_port"] for line in lines if line["event"] == "worker started")
+
+        def counted(hits: int, misses: int) -> None:
+            """Waits until the encode worker's metrics say so, which are told at every beat."""
+            wanted = {"hit": hits, "miss": misses}
+            deadline = time.monotonic() + 30
+            while (now := look_ups(port)) != (wanted, hits / (hits + misses)):
+                assert time.monotonic() < deadline, now
+
+        client.add_voice("mine", prompt_wav, SAID)
+        counted(hits=0, misses=1)
+        for _ in range(3):
+            client.synthesize(TEXT, voice="mine", seed=7).audio()
+        counted(hits=3, misses=1)
+        client.remove_voice("mine")
+        client.add_voice("mine", prompt_wav, SAID)
+        counted(hits=3, misses=2)
+
+
+def look_ups(port: int) -> tuple[dict[str, int], float]:
+    """An encode worker's look-ups by result, and its hit rate."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        page = answer.read().decode()
+    found = re.findall(r'cache_lookups_total\{cache_type="voice",result="(\w+)"\} (\S+)', page)
+    (rate,) = re.findall(r'cache_hit_rate\{cache_type="voice"\} (\S+)', page)
+    return {result: int(float(count)) for result, count in found}, float(rate)
 
 
 def test_brokers_on_one_redis_share_their_voices(pair: Pair, prompt_wav: bytes) -> None:
