@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,8 @@ RECORD_BYTES = 64 << 10
 _MAGIC = b"lighttts-kept 1\n"
 _HEAD = len(_MAGIC) + 4
 _Stamp = tuple[int, int, int]
+_RACY_NS = 100_000_000
+"""What changed so short a time ago may change again without a new time stamp."""
 
 
 def default_directory() -> Path:
@@ -42,6 +45,8 @@ class FileStore(VoiceStore):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._known: dict[str, tuple[_Stamp, VoiceRecord | None]] = {}
+        self._looked: _Stamp | None = None
+        self._voices: list[VoiceRecord] = []
         self._log = get_logger()
 
     def shelves(self, owner: str) -> Shelves:
@@ -82,7 +87,14 @@ class FileStore(VoiceStore):
         return Shelves(own, shared, use_of({voice.id: voice for voice in voices if voice.owner != owner}))
 
     def _look(self) -> list[VoiceRecord]:
-        """All voices; files are read again when they have changed."""
+        """All voices, the oldest first. The folder is looked through when it has changed, and in it the new files."""
+        stamp = _stamp(self._folder)
+        if stamp is None or stamp != self._looked:
+            self._look_through()
+            self._looked = stamp
+        return self._voices
+
+    def _look_through(self) -> None:
         seen: dict[str, tuple[_Stamp, VoiceRecord | None]] = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
@@ -94,7 +106,7 @@ class FileStore(VoiceStore):
                     known = self._known.get(entry.name)
                     seen[entry.name] = known if known and known[0] == stamp else (stamp, self._read(Path(entry.path)))
         self._known = seen
-        return [voice for _, voice in sorted(seen.values(), key=_by_age) if voice]
+        self._voices = sorted((voice for _, voice in seen.values() if voice), key=lambda voice: voice.created)
 
     def _read(self, path: Path) -> VoiceRecord | None:
         """The record in a file, None if it is none: told once."""
@@ -157,5 +169,12 @@ def _record_length(head: bytes) -> int:
     return length
 
 
-def _by_age(entry: tuple[_Stamp, VoiceRecord | None]) -> float:
-    return entry[1].created if entry[1] else 0.0
+def _stamp(folder: Path) -> _Stamp | None:
+    """What differs when a file has come or gone; None if that cannot be told, for it changed just now."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    if time.time_ns() - found.st_mtime_ns < _RACY_NS:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

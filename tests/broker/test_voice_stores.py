@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -140,6 +141,22 @@ def test_of_many_who_add_at_once_nobody_is_lost_and_room_is_kept(opened: Open) -
         thread.join()
     assert outcomes.count("kept") == len(stores[0].shelves("me").own) <= ROOM.owned
     assert set(outcomes) <= {"kept", "quota_exceeded", "unavailable"}
+
+
+def test_a_folder_that_has_not_changed_is_not_looked_through_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = FileStore(tmp_path), FileStore(tmp_path)
+    put(store, voice())
+    os.utime(tmp_path, ns=(1, 1))
+    assert store.find("me", "mine") == voice()
+    looks = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looks.append(path) or scandir(path))
+    assert store.find("me", "mine") == voice()
+    assert looks == []
+    put(other, voice("another"))
+    assert store.find("me", "another") == voice("another")
 
 
 def test_files_are_the_owners_alone_and_named_by_a_hash(tmp_path: Path) -> None:
