@@ -83,6 +83,13 @@ class BrokerConfig(_Section):
     stall_s: Annotated[float, Field(gt=0)] = 2.2
     worker_breaker_failures: Annotated[int, Field(ge=1)] = 5
     worker_breaker_s: Annotated[float, Field(gt=0)] = 60.0
+    voices_directory: Path | None = None
+    voices: Annotated[int, Field(ge=0)] = 10_000
+    voices_mb: Annotated[float, Field(ge=0)] = 4096.0
+    client_voices: Annotated[int, Field(ge=0, le=500)] = 100
+    client_voices_mb: Annotated[float, Field(ge=0)] = 256.0
+    voice_cache_mb: Annotated[float, Field(ge=0)] = 64.0
+    gateways: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     metrics_port: Port | None = 9570
 
 
@@ -123,6 +130,7 @@ class EncodeConfig(_Section):
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 4
     threads: Annotated[int, Field(ge=1)] = 1
     cache_mb: Annotated[float, Field(ge=0)] = 256.0
+    cache_s: Annotated[float, Field(gt=0)] = 3600.0
     metrics_port: Port | None = 9571
 
 

@@ -14,9 +14,11 @@ from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.requests import CLOSED, Request, State, audio_bytes
 from lighttts.broker.resume import Resumption
 from lighttts.broker.slow import SlowClients
+from lighttts.broker.voices import VoiceDesk
 from lighttts.errors import Cancelled, LightTTSError, ProtocolError
 from lighttts.transport.wire import (
     STAGES,
+    AddVoice,
     Cancel,
     Convert,
     Credit,
@@ -29,7 +31,7 @@ from lighttts.transport.wire import (
     SpeechRequest,
     Status,
     Synth,
-    Voices,
+    VoiceAction,
     Welcome,
     decode,
     encode,
@@ -39,7 +41,10 @@ from lighttts.transport.wire import (
 class Clients:
     """Handles the messages of clients."""
 
-    def __init__(self, board: Board, dispatcher: Dispatcher, endings: Endings, resumption: Resumption) -> None:
+    def __init__(
+        self, board: Board, dispatcher: Dispatcher, endings: Endings, resumption: Resumption, desk: VoiceDesk
+    ) -> None:
+        self._desk = desk
         self._board = board
         self._step = board.step
         self._settings = board.settings
@@ -57,7 +62,9 @@ class Clients:
             Credit: self._credit,
             Cancel: self._cancel,
             EndAck: self._end_ack,
-            ListVoices: self._list_voices,
+            ListVoices: desk.list,
+            AddVoice: desk.add,
+            VoiceAction: desk.act,
             GetStatus: self._get_status,
         }
 
@@ -117,7 +124,7 @@ class Clients:
     def _admit(self, request: Request, now: float) -> None:
         request.move(State.ADMITTED, now)
         self._dispatcher.accept(request)
-        self._dispatcher.enter("encode", request, now)
+        self._desk.admit(request, now)
 
     def _credit(self, client: bytes, message: Credit, now: float) -> None:
         request = self._requests.owned(client, message.request_id)
@@ -144,9 +151,6 @@ class Clients:
 
     def _hello(self, client: bytes, message: Hello, now: float) -> None:
         self._answer(client, self._welcome())
-
-    def _list_voices(self, client: bytes, message: ListVoices, now: float) -> None:
-        self._answer(client, Voices(message.query_id, self._workers.sample_rate, self._workers.voices()))
 
     def _get_status(self, client: bytes, message: GetStatus, now: float) -> None:
         waiting = self._requests.waiting

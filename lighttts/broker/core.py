@@ -22,6 +22,8 @@ from lighttts.broker.results import Results
 from lighttts.broker.resume import Resumption
 from lighttts.broker.state import Found
 from lighttts.broker.takeover import Takeover
+from lighttts.broker.voice_questions import Answer
+from lighttts.broker.voices import VoiceDesk
 from lighttts.config import BrokerConfig
 from lighttts.errors import DeadlineExceeded, LightTTSError, NoWorker, Unavailable, UnknownRequest
 from lighttts.transport.wire import STAGES
@@ -67,9 +69,10 @@ class Core:
         self._endings = Endings(board, dispatcher)
         takeover = Takeover(board, dispatcher, self._endings)
         self._control = Control(board, dispatcher, takeover)
-        self._resumption = Resumption(board, dispatcher, self._endings, wall)
-        self._clients = Clients(board, dispatcher, self._endings, self._resumption)
-        self._results = Results(board, dispatcher, self._endings, takeover)
+        self._desk = desk = VoiceDesk(board, dispatcher, self._endings, wall)
+        self._resumption = Resumption(board, dispatcher, self._endings, desk, wall)
+        self._clients = Clients(board, dispatcher, self._endings, self._resumption, desk)
+        self._results = Results(board, dispatcher, self._endings, takeover, desk.traces)
         self._blocked: dict[Outbox, None] = {}
         self._answers: dict[tuple[Channel, bytes], Outbox] = {}
         self._probed = now
@@ -101,6 +104,11 @@ class Core:
     def fetched(self, request_id: str, found: Found, now: float) -> list[Instruction]:
         """A `Fetch` has brought a request, or why there is none."""
         self._resumption.fetched(request_id, found, now)
+        return self._step.finish()
+
+    def voices_answered(self, number: int, answer: Answer, now: float) -> list[Instruction]:
+        """An `AskVoices` is answered."""
+        self._desk.answered(number, answer, now)
         return self._step.finish()
 
     def claimed(self, request_id: str, now: float) -> list[Instruction]:
@@ -148,6 +156,7 @@ class Core:
         self._clients.tick(now)
         self._endings.tick(now)
         self._resumption.tick(now)
+        self._desk.tick(now)
         self._board.refusals.tick(now)
         self._results.tick()
         if now - self._probed >= PROBE_INTERVAL_S:
@@ -186,9 +195,9 @@ class Core:
         )
 
     def known_peers(self, channel: Channel) -> set[bytes]:
-        """Routing ids of the clients with requests, or of the workers."""
+        """Routing ids of the clients that wait for something, or of the workers."""
         if channel is Channel.CLIENTS:
-            return set(self._board.requests.clients)
+            return {*self._board.requests.clients, *self._desk.clients}
         return {worker.identity for worker in self._board.workers}
 
     # ---- within --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from lighttts.transport.wire import (
     STAGES,
     Abort,
     Accepted,
+    CheckWork,
     Convert,
     ConvertWork,
     DecodeWork,
@@ -20,6 +21,7 @@ from lighttts.transport.wire import (
     GenerateWork,
     Message,
     StageWork,
+    Synth,
     encode,
     readdress,
 )
@@ -122,7 +124,8 @@ class Dispatcher:
     def _begin(self, stage: str, request: Request, worker: Worker, now: float) -> None:
         if stage in _AT_WORK and request.state is not _AT_WORK[stage]:
             request.move(_AT_WORK[stage], now)
-            self._step.add(SaveState(request.id, request.state.value))
+            if not request.told:
+                self._step.add(SaveState(request.id, request.state.value))
         self.accept(request)
         self.send(worker, work(stage, request))
         for frames in request.log.since(request.flow.sentence) if stage == "decode" else ():
@@ -138,7 +141,7 @@ class Dispatcher:
 
     def accept(self, request: Request) -> None:
         """Sends `Accepted`, as soon as some worker has said what the sample rate is."""
-        if not request.accepted and self._workers.sample_rate:
+        if not request.accepted and self._workers.sample_rate and not request.told:
             request.accepted = True
             request.outbox.add(encode(Accepted(request.id, self._workers.sample_rate)))
             self._step.add(request.outbox)
@@ -168,8 +171,10 @@ def work(stage: str, request: Request) -> StageWork:
     return (_generate_work if stage == "llm" else _decode_work)(request, request.encoded)
 
 
-def _encode_work(request: Request) -> EncodeWork | ConvertWork:
+def _encode_work(request: Request) -> EncodeWork | ConvertWork | CheckWork:
     asked, attempt = request.asked, request.attempts["encode"]
+    if request.told and isinstance(asked, Synth):
+        return CheckWork(request.id, attempt, asked.prompt, asked.prompt_text)
     if isinstance(asked, Convert):
         return ConvertWork(request.id, attempt, asked.voice, asked.prompt, asked.source)
     return EncodeWork(request.id, attempt, asked.text, asked.voice, asked.prompt_text, asked.prompt, asked.instruct)

@@ -53,6 +53,9 @@ class Endings:
     def fail(self, request: Request, error: LightTTSError, now: float) -> None:
         """Ends a live request with `error`; every worker that holds a part of it is told to drop it."""
         self._dispatcher.withdraw(request)
+        if request.told:
+            self.return_errand(request, error, now)
+            return
         request.outbox.clear()
         request.farewell = error_frames(request.id, error)
         request.outbox.add(request.farewell)
@@ -60,6 +63,17 @@ class Endings:
         self.failed += 1
         self._step.observe(Metric.FAILURES, label=error.code)
         self._close(request, State.CANCELLED if isinstance(error, Cancelled) else State.FAILED, now, error.code)
+
+    def return_errand(self, request: Request, outcome: str | LightTTSError, now: float) -> None:
+        """Ends an errand: whoever waits for it is told what its voice's features are called, or what went wrong."""
+        assert request.told is not None
+        if isinstance(outcome, LightTTSError):
+            self._step.observe(Metric.FAILURES, label=outcome.code)
+            request.move(State.FAILED, now)
+        request.move(State.FORGOTTEN, now)
+        self._board.prompts.free(request.drop_audio())
+        self._requests.remove(request)
+        request.told(outcome, now)
 
     def give_up(self, request: Request, error: LightTTSError, now: float) -> None:
         """What waits for the client of a request, be it live or closing, gives way to `error`."""
@@ -75,7 +89,9 @@ class Endings:
     def vanish(self, client: bytes, now: float) -> None:
         """The client is gone: nothing more is done for it, unless it comes back soon."""
         for request in tuple(self._requests.clients.get(client, {}).values()):
-            if request.state in (State.FAILED, State.CANCELLED):
+            if request.told:
+                self.fail(request, Cancelled("the client is gone"), now)
+            elif request.state in (State.FAILED, State.CANCELLED):
                 self.forget(request, now)
             else:
                 self.park(request, now)

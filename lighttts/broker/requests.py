@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lighttts.broker.outbox import Frames, Outbox
 from lighttts.broker.token_log import TokenLog
-from lighttts.errors import InternalError
+from lighttts.errors import InternalError, LightTTSError
 from lighttts.transport.wire import (
     OLDEST,
     STAGES,
+    CheckWork,
     Convert,
     Encoded,
     Message,
@@ -35,7 +37,7 @@ class State(enum.Enum):
     """It waits for an encode worker."""
     ENCODING = "encoding"
     ENCODED = "encoded"
-    """It waits for an llm worker, unless it has its tokens."""
+    """It waits for an llm worker, unless it has its tokens. An errand is over."""
     GENERATING = "generating"
     DECODING = "decoding"
     """All tokens are made, the rest of the output is not."""
@@ -59,7 +61,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     _S.RECEIVED: _BROKEN_OFF | {_S.ADMITTED},
     _S.ADMITTED: _BROKEN_OFF | {_S.ENCODING},
     _S.ENCODING: _BROKEN_OFF | {_S.ENCODED},
-    _S.ENCODED: _BROKEN_OFF | {_S.GENERATING, _S.DECODING},
+    _S.ENCODED: _BROKEN_OFF | {_S.GENERATING, _S.DECODING, _S.FORGOTTEN},
     _S.GENERATING: _BROKEN_OFF | {_S.DECODING, _S.FLUSHING},
     _S.DECODING: _BROKEN_OFF | {_S.FLUSHING},
     _S.FLUSHING: _BROKEN_OFF | {_S.ENDING},
@@ -136,6 +138,11 @@ class Request:
     closed: float = 0.0
     offered: float = 0.0
     """When `farewell` was last sent."""
+    voice_digest: str = ""
+    """SHA-256 of the recording it speaks with, if that is a registered voice's."""
+    told: Callable[[str | LightTTSError, float], None] | None = None
+    """An errand: work of the broker's own, a voice's recording to be encoded. Who is told what its features are called,
+    or what went wrong; its client hears nothing of it, and no store keeps it."""
     history: list[tuple[float, State]] = field(default_factory=list)
 
     def suspect(self, stage: str) -> bool:
@@ -144,7 +151,9 @@ class Request:
 
     def version(self, stage: str) -> int:
         """The version of the protocol that has words for its work at `stage`."""
-        return since(self.asked) if stage == "encode" else OLDEST
+        if stage != "encode":
+            return OLDEST
+        return CheckWork.FIRST if self.told else since(self.asked)
 
     def style(self, stage: str) -> str:
         """The style that its worker of `stage` must answer to: language models alone have any."""
@@ -162,6 +171,8 @@ class Request:
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages it passes through."""
+        if self.told:
+            return ("encode",)
         return PATHS[type(self.asked), self.asked.output]
 
     @property
@@ -171,7 +182,10 @@ class Request:
 
     @property
     def method(self) -> str:
-        """What is asked for: conversion, instruct; else how the voice is given: preset, zero_shot or cross_lingual."""
+        """What is asked for: conversion, instruct, voice (to be added); else how the voice is given: preset (or
+        registered), zero_shot or cross_lingual."""
+        if self.told:
+            return "voice"
         if isinstance(self.asked, Convert):
             return "conversion"
         if self.asked.instruct:
@@ -190,6 +204,8 @@ class Request:
 
     def fits(self, encoded: Encoded) -> bool:
         """Whether the encode stage's result is one of such a request."""
+        if self.told:
+            return not encoded.lengths
         if isinstance(self.asked, Convert):
             return len(encoded.source_tokens) > 0 and not encoded.lengths
         return bool(encoded.lengths) and sum(encoded.lengths) == len(encoded.text_ids)

@@ -17,6 +17,7 @@ from lighttts.broker.outbox import Frames
 from lighttts.broker.requests import Request, State
 from lighttts.broker.takeover import Takeover
 from lighttts.broker.token_log import TOKEN_BYTES
+from lighttts.broker.voice_traces import Traces
 from lighttts.broker.workers import Worker
 from lighttts.errors import Overloaded, ProtocolError, WorkerFailed, from_code
 from lighttts.transport.wire import (
@@ -47,7 +48,10 @@ _Media = type[Audio] | type[Mel]
 class Results:
     """Takes in what workers push."""
 
-    def __init__(self, board: Board, dispatcher: Dispatcher, endings: Endings, takeover: Takeover) -> None:
+    def __init__(
+        self, board: Board, dispatcher: Dispatcher, endings: Endings, takeover: Takeover, traces: Traces
+    ) -> None:
+        self._traces = traces
         self._board = board
         self._step = board.step
         self._takeover = takeover
@@ -204,6 +208,10 @@ class Results:
         if request.suspect("encode"):
             self._takeover.acquit("encode", request, now)
         request.move(State.ENCODED, now)
+        if request.told:
+            self._endings.return_errand(request, message.voice_key, now)
+            return
+        self._traces.encoded(request, message.voice_key)
         request.take(message)
         self._board.prompts.free(request.drop_audio())
         self._step.add(SaveEncoded(request.id, frames))

@@ -17,6 +17,7 @@ from lighttts.broker.instructions import DeleteRequest, Fetch, Metric, ReleaseRe
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.requests import Flow, Request, State, audio_bytes
 from lighttts.broker.state import Claim, Found, Saved
+from lighttts.broker.voices import VoiceDesk
 from lighttts.errors import LightTTSError, Overloaded, UnknownRequest
 from lighttts.transport.wire import STAGES, Convert, Encoded, Resume, Synth, Tokens, decode
 
@@ -46,7 +47,10 @@ class Asked:
 class Resumption:
     """Takes up requests again. `wall` tells Unix time, in which records are dated."""
 
-    def __init__(self, board: Board, dispatcher: Dispatcher, endings: Endings, wall: Callable[[], float]) -> None:
+    def __init__(
+        self, board: Board, dispatcher: Dispatcher, endings: Endings, desk: VoiceDesk, wall: Callable[[], float]
+    ) -> None:
+        self._desk = desk
         self._board = board
         self._step = board.step
         self._dispatcher = dispatcher
@@ -171,7 +175,7 @@ class Resumption:
         """Puts the request where its next stage finds it."""
         if request.state is State.ADMITTED:
             self._dispatcher.accept(request)
-            self._dispatcher.enter("encode", request, now)
+            self._desk.admit(request, now)
             return
         self._dispatcher.accept(request)
         if request.asked.output == "tokens":

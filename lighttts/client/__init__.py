@@ -5,5 +5,6 @@ Needs nothing but pyzmq, msgpack and numpy. Errors are the classes of `lighttts.
 
 from lighttts.client.aio import AsyncClient, AsyncSynthesis
 from lighttts.client.sync import Client, Synthesis
+from lighttts.client.voices import RegisteredVoice
 
-__all__ = ["AsyncClient", "AsyncSynthesis", "Client", "Synthesis"]
+__all__ = ["AsyncClient", "AsyncSynthesis", "Client", "RegisteredVoice", "Synthesis"]

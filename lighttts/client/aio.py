@@ -6,21 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
 
+from lighttts.client.async_voices import Answer, AsyncVoices
 from lighttts.client.events import Answered, Chunk, Event, Failed
 from lighttts.client.loop import ClientLoop
 from lighttts.client.receipt import Receipt
 from lighttts.client.request import Decoded, Output, Recording, SampleFormat, make_convert, make_synth
 from lighttts.client.stream import Timeouts
+from lighttts.client.voices import Asking
 from lighttts.errors import ProtocolError
 from lighttts.transport.endpoints import DEFAULT_BROKER
-from lighttts.transport.wire import GetStatus, ListVoices, SpeechRequest, Status, Voices
-
-Answer = TypeVar("Answer", Voices, Status)
+from lighttts.transport.wire import GetStatus, SpeechRequest, Status
 
 
-class AsyncClient:
+class AsyncClient(AsyncVoices):
     """A connection to a LightTTS broker for asyncio programs; everything `Client` says holds here.
 
     async with AsyncClient() as client:
@@ -55,6 +54,7 @@ class AsyncClient:
         format: SampleFormat = "f32",
         deadline: float | None = None,
         retries: int = 0,
+        owner: str = "",
     ) -> AsyncSynthesis:
         """As `Client.synthesize`. Must be called in a running event loop; a prompt given as a path is read at once."""
         synth = make_synth(
@@ -69,6 +69,7 @@ class AsyncClient:
             output=output,
             format=format,
             deadline=deadline,
+            owner=owner,
         )
         return AsyncSynthesis(self, self._loop, synth, retries)
 
@@ -84,6 +85,7 @@ class AsyncClient:
         format: SampleFormat = "f32",
         deadline: float | None = None,
         retries: int = 0,
+        owner: str = "",
     ) -> AsyncSynthesis:
         """As `Client.convert`. Must be called in a running event loop; files given as paths are read at once."""
         asked = make_convert(
@@ -95,16 +97,13 @@ class AsyncClient:
             output=output,
             format=format,
             deadline=deadline,
+            owner=owner,
         )
         return AsyncSynthesis(self, self._loop, asked, retries)
 
-    async def voices(self) -> tuple[str, ...]:
-        """The names of the preset voices that can be asked for now. Raises `Unavailable`."""
-        return (await self._query(ListVoices, Voices)).names
-
     async def status(self) -> Status:
         """What the broker is doing, and its workers. Raises `Unavailable`."""
-        return await self._query(GetStatus, Status)
+        return await self._ask(GetStatus, Status)
 
     async def close(self) -> None:
         """Cancels what is in progress and closes the connection. Idempotent."""
@@ -116,15 +115,15 @@ class AsyncClient:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    async def _query(self, kind: type[ListVoices] | type[GetStatus], answer: type[Answer]) -> Answer:
+    async def _ask(self, asking: Asking, answer: type[Answer], *, patient: bool = False) -> Answer:
         mailbox = _Mailbox()
-        self._loop.query(kind, mailbox)
+        self._loop.query(asking, mailbox, patient=patient)
         event = await mailbox.get()
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, Answered) and isinstance(event.message, answer):
             return event.message
-        raise ProtocolError(f"the broker answered {kind.__name__} with something else")
+        raise ProtocolError("the broker answered a question with something else")
 
 
 class AsyncSynthesis:

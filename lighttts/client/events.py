@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lighttts.errors import LightTTSError
-from lighttts.transport.wire import Message, Status, Voices
+from lighttts.transport.wire import Message, Status, VoiceDone, VoiceList, Voices
 
 Chunk = npt.NDArray[np.float32] | npt.NDArray[np.int16] | npt.NDArray[np.int32]
 Key = str | int
@@ -48,7 +48,7 @@ class Failed:
 class Answered:
     """The answer to a query."""
 
-    message: Voices | Status
+    message: Voices | Status | VoiceDone | VoiceList
 
 
 Event = Started | Arrived | Finished | Failed | Answered

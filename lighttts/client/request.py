@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
 from lighttts.errors import InvalidInput, ProtocolError
-from lighttts.transport.wire import MAX_AUDIO_FILE, Convert, Synth, encode
+from lighttts.transport.wire import MAX_AUDIO_FILE, Convert, Message, Synth, encode
 
 Output = Literal["audio", "mel", "tokens"]
 Decoded = Literal["audio", "mel"]
 SampleFormat = Literal["f32", "s16"]
 Recording = bytes | str | os.PathLike[str] | BinaryIO
 """An audio file: its bytes, its path, or it opened."""
-S = TypeVar("S", Synth, Convert)
+M = TypeVar("M", bound=Message)
 
 
 def make_synth(
@@ -33,6 +33,7 @@ def make_synth(
     output: Output,
     format: SampleFormat,
     deadline: float | None,
+    owner: str = "",
 ) -> Synth:
     """The message for one request, under a new id, with a random seed if there is none; credit is filled in later.
 
@@ -57,8 +58,9 @@ def make_synth(
         prompt=b"" if prompt is None else read_audio(prompt, "prompt"),
         instruct=_checked_unicode(instruct, "instruct"),
         style=_checked_unicode(style, "style"),
+        owner=owner,
     )
-    return _encodable(synth)
+    return encodable(synth)
 
 
 def make_convert(
@@ -71,6 +73,7 @@ def make_convert(
     output: Decoded,
     format: SampleFormat,
     deadline: float | None,
+    owner: str = "",
 ) -> Convert:
     """As `make_synth`, for a conversion of `source`."""
     _check_voice(voice, prompt)
@@ -85,8 +88,9 @@ def make_convert(
         credit=0,
         prompt=b"" if prompt is None else read_audio(prompt, "prompt"),
         source=read_audio(source, "source"),
+        owner=owner,
     )
-    return _encodable(convert)
+    return encodable(convert)
 
 
 def read_audio(recording: Recording, field: str) -> bytes:
@@ -113,7 +117,8 @@ def read_audio(recording: Recording, field: str) -> bytes:
     return content
 
 
-def _encodable(message: S) -> S:
+def encodable(message: M) -> M:
+    """The message, if it can be sent. Raises `InvalidInput` naming the field that is out of its limits."""
     try:
         encode(message)
     except ProtocolError as error:

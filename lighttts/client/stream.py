@@ -27,7 +27,20 @@ from lighttts.errors import (
     UnknownRequest,
     from_code,
 )
-from lighttts.transport.wire import Accepted, Cancel, Credit, End, EndAck, Error, Message, Resume, SpeechRequest, since
+from lighttts.transport.wire import (
+    OWNERS_SINCE,
+    Accepted,
+    Cancel,
+    Credit,
+    End,
+    EndAck,
+    Error,
+    Message,
+    Resume,
+    SpeechRequest,
+    VoiceFailed,
+    since,
+)
 
 FORGET_AFTER = 30.0
 """Seconds that a cancelled request waits for the broker's last word."""
@@ -227,6 +240,9 @@ class Stream:
 
     def _ask(self, now: float) -> None:
         assert self._asked is not None
+        if self._version < OWNERS_SINCE:
+            # A broker that knows no owners has no voices of theirs: it need not hear of one.
+            self._asked = replace(self._asked, owner="")
         if since(self._asked) > self._version:
             text = "the broker is of an older version, which does not know all that is asked for: upgrade it"
             self.fail(ProtocolError(text), now)
@@ -245,8 +261,8 @@ class Stream:
         self.phase = phase
 
 
-def error_of(message: Error) -> LightTTSError:
-    """The typed error that an `Error` message carries."""
+def error_of(message: Error | VoiceFailed) -> LightTTSError:
+    """The typed error that a message carries."""
     return from_code(
         message.code,
         message.text,

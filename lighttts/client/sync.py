@@ -6,21 +6,20 @@ import queue
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
 
 from lighttts.client.events import Answered, Chunk, Event, Failed
 from lighttts.client.loop import ClientLoop
 from lighttts.client.receipt import Receipt
 from lighttts.client.request import Decoded, Output, Recording, SampleFormat, make_convert, make_synth
 from lighttts.client.stream import Timeouts
+from lighttts.client.sync_voices import Answer, SyncVoices
+from lighttts.client.voices import Asking
 from lighttts.errors import ProtocolError
 from lighttts.transport.endpoints import DEFAULT_BROKER
-from lighttts.transport.wire import GetStatus, ListVoices, SpeechRequest, Status, Voices
-
-Answer = TypeVar("Answer", Voices, Status)
+from lighttts.transport.wire import GetStatus, SpeechRequest, Status
 
 
-class Client:
+class Client(SyncVoices):
     """A connection to a LightTTS broker; use it in as many threads and for as many requests at once as you like.
 
         with Client() as client:
@@ -69,10 +68,11 @@ class Client:
         format: SampleFormat = "f32",
         deadline: float | None = None,
         retries: int = 0,
+        owner: str = "",
     ) -> Synthesis:
         """Asks for `text` to be spoken; returns at once, chunks are read from the result.
 
-        voice: a preset voice's name (see `voices`); without voice and prompt the broker's first one.
+        voice: a preset or registered voice's name (see `voices`); without voice and prompt the broker's first one.
         prompt: speech to clone the voice of: an audio file's path, bytes or open binary file, at most 16 MiB.
         prompt_text: what is said in the prompt (zero-shot); without it the prompt may be of another language than the
             text (cross-lingual).
@@ -85,6 +85,7 @@ class Client:
         deadline: seconds for the whole request, retries included.
         retries: how often it is asked for again when it fails with a `retryable` error before its first chunk: after
             the error's `retry_after` and a random time, and within a budget that all requests of the client share.
+        owner: for gateways: whose registered voices `voice` may be of those they serve.
 
         Raises `InvalidInput` here; every other error where the chunks are read.
         """
@@ -100,6 +101,7 @@ class Client:
             output=output,
             format=format,
             deadline=deadline,
+            owner=owner,
         )
         return Synthesis(self, self._loop, synth, retries)
 
@@ -115,6 +117,7 @@ class Client:
         format: SampleFormat = "f32",
         deadline: float | None = None,
         retries: int = 0,
+        owner: str = "",
     ) -> Synthesis:
         """Asks for what is said in `source` in another voice (voice conversion); all else is as in `synthesize`.
 
@@ -130,16 +133,13 @@ class Client:
             output=output,
             format=format,
             deadline=deadline,
+            owner=owner,
         )
         return Synthesis(self, self._loop, asked, retries)
 
-    def voices(self) -> tuple[str, ...]:
-        """The names of the preset voices that can be asked for now. Raises `Unavailable`."""
-        return self._query(ListVoices, Voices).names
-
     def status(self) -> Status:
         """What the broker is doing, and its workers. Raises `Unavailable`."""
-        return self._query(GetStatus, Status)
+        return self._ask(GetStatus, Status)
 
     def close(self) -> None:
         """Cancels what is in progress and closes the connection. Idempotent."""
@@ -151,15 +151,15 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _query(self, kind: type[ListVoices] | type[GetStatus], answer: type[Answer]) -> Answer:
+    def _ask(self, asking: Asking, answer: type[Answer], *, patient: bool = False) -> Answer:
         mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._loop.query(kind, mailbox)
+        self._loop.query(asking, mailbox, patient=patient)
         event = mailbox.get()
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, Answered) and isinstance(event.message, answer):
             return event.message
-        raise ProtocolError(f"the broker answered {kind.__name__} with something else")
+        raise ProtocolError("the broker answered a question with something else")
 
 
 class Synthesis:

@@ -99,6 +99,9 @@ class DecodeEngine(DecodeStreams):
         self._voices.trim({stream.voice.key for stream in self._streams.values() if stream.flow is None})
         return steps
 
+    def forget_voice(self, key: str) -> None:
+        self._voices.forget(key)
+
     def _ready(self) -> list[Work]:
         """What could be computed now, in the order it should be."""
         works, prompts = [], set()

@@ -117,6 +117,9 @@ class PagedDecodeEngine(DecodeStreams):
             self._forget(track)
         return super().close(key)
 
+    def forget_voice(self, key: str) -> None:
+        self._voices.forget(key)
+
     @torch.inference_mode()
     def step(self) -> list[DecodeStep]:
         wordless = self._finish_wordless()

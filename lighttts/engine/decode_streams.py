@@ -110,6 +110,10 @@ class DecodeStreams(ABC):
         """Cancel a request and free its state. False if it is not open: it finished, was closed, or never was."""
         return self._streams.pop(key, None) is not None
 
+    @abstractmethod
+    def forget_voice(self, key: str) -> None:
+        """Drop what is kept of a voice beyond its requests; none of them is open."""
+
     def _finish_wordless(self) -> list[DecodeStep]:
         """The only steps of requests that ended without a token."""
         wordless = [stream for stream in self._streams.values() if stream.ended and not len(stream.tokens)]

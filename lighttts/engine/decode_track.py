@@ -90,9 +90,11 @@ class VoicePasts:
     def __init__(self, flow: Flow, pool: PagePool) -> None:
         self._flow, self._pool = flow, pool
         self._pasts: OrderedDict[str, VoicePast] = OrderedDict()
+        self._doomed: set[str] = set()
 
     def get(self, voice: VoicePrompt) -> VoicePast:
         """What is known of `voice`, without pages at first."""
+        self._drop_doomed()
         past = self._pasts.get(voice.key)
         if past is None:
             config = self._flow.config
@@ -104,6 +106,19 @@ class VoicePasts:
         for key in unused[: max(0, len(self._pasts) - VOICES)]:
             give_up(self._pasts.pop(key), self._pool)
         return past
+
+    def forget(self, key: str) -> None:
+        """Drop what is known of voice `key`, of which no request is open; if its prompt is being computed, after it."""
+        self._doomed.add(key)
+        self._drop_doomed()
+
+    def _drop_doomed(self) -> None:
+        for key in tuple(self._doomed):
+            past = self._pasts.get(key)
+            if past is None or not past.task:
+                self._doomed.discard(key)
+            if past is not None and not (past.users or past.task):
+                give_up(self._pasts.pop(key), self._pool)
 
     def unused(self) -> Iterator[VoicePast]:
         """Those with pages that no request needs, oldest first."""

@@ -83,14 +83,20 @@ class Converted:
 class EncodeEngine:
     """Encodes jobs for one model. Safe to share between threads."""
 
-    def __init__(self, directory: ModelDirectory, cache_bytes: int = DEFAULT_CACHE_BYTES, threads: int = 1) -> None:
-        """Loads what it needs of the model. `cache_bytes` bounds the features kept of prompts seen, `threads` is what
-        each ONNX model computes with. Raises `ModelError`."""
+    def __init__(
+        self,
+        directory: ModelDirectory,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        threads: int = 1,
+        cache_s: float = float("inf"),
+    ) -> None:
+        """Loads what it needs of the model. `cache_bytes` bounds the features kept of prompts seen, `cache_s` the
+        seconds after their last use, `threads` is what each ONNX model computes with. Raises `ModelError`."""
         embedded = directory.qwen_config().integer("vocab_size")
         self._tokenizer = TextTokenizer(directory.path("CosyVoice-BlankEN"), directory.version, embedded)
         self._normalizer = TextNormalizer(self._tokenizer)
         self._extractor = PromptExtractor(directory, threads)
-        self.cache = FeatureCache(cache_bytes)
+        self.cache = FeatureCache(cache_bytes, cache_s)
         self.voices: Mapping[str, VoiceInfo] = directory.voices()
         """The registered voices by name."""
         for voice in self.voices.values():
@@ -117,6 +123,13 @@ class EncodeEngine:
         if self._instructions.needed(prompt_text_ids, [sentence.ids for sentence in sentences]):
             prompt_text_ids = np.concatenate((self._instructions.plain, prompt_text_ids))
         return Encoded(sentences, prompt_text_ids, llm_tokens, voice)
+
+    def check(self, recording: bytes, text: str) -> VoiceFeatures:
+        """The features of a voice that is to be registered, which `recording`, an audio file, and `text`, what is said
+        in it or nothing, are good for. Raises as `encode`."""
+        if text.strip():
+            self._tokenizer.encode(self._normalizer.prompt(text), "prompt_text")
+        return self._features(recording)
 
     def convert(self, job: ConvertJob) -> Converted:
         """The job encoded, as upstream's `frontend_vc`. Raises as `encode`."""

@@ -31,6 +31,7 @@ from lighttts.gateway.quotas import Quotas
 from lighttts.gateway.speech import Speaker
 from lighttts.gateway.talk import Talk
 from lighttts.gateway.upstream import UPSTREAM_FIELDS, Upstream
+from lighttts.gateway.voices import VOICE_FIELDS, VoiceDoor
 
 OPENAI_PATHS = "/v1/"
 CORS_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", "traceparent")
@@ -46,6 +47,7 @@ def make_routes(client: AsyncClient, keys: KeyRing | None, origins: tuple[str, .
     return [
         *OpenAI(speaker, board).routes(openai_door),
         *Conversions(speaker, board).routes(openai_door),
+        *VoiceDoor(client, speaker).routes(Door(keys, openai_error, VOICE_FIELDS)),
         *Upstream(speaker, board).routes(Door(keys, upstream_problem, UPSTREAM_FIELDS)),
         *Talk(speaker, origins).routes(Door(keys, problem)),
         *Health(board).routes(open_door, Door(keys, problem)),
@@ -84,7 +86,7 @@ def _middleware(origins: Sequence[str]) -> list[Middleware]:
     cors = Middleware(
         CORSMiddleware,
         allow_origins=origins,
-        allow_methods=("GET", "POST"),
+        allow_methods=("GET", "POST", "PATCH", "DELETE"),
         allow_headers=CORS_HEADERS,
         expose_headers=CORS_EXPOSED,
     )

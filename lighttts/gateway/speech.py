@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, Self
 
 from starlette.requests import Request
 
@@ -33,11 +33,19 @@ class Asked(Protocol):
     def ask(self, client: AsyncClient) -> AsyncSynthesis:
         """Asks for it, as int16 samples. Raises `InvalidInput`."""
 
+    def of(self, key: ApiKey | None) -> Self:
+        """The same as that of a key's holder, whose registered voices it may name."""
+
+
+def owner_of(key: ApiKey | None) -> str:
+    """What the broker calls the holder of a key: nobody where the gateway has no keys."""
+    return key.name if key else ""
+
 
 @dataclass(frozen=True)
 class Wish:
-    """`text` in the voice of a `prompt` (an audio file) or in a preset `voice`; where that is empty, in the broker's
-    first. `instruct` says how to speak, in words."""
+    """`text` in the voice of a `prompt` (an audio file) or in a preset or registered `voice`; where that is empty, in
+    the broker's first. `instruct` says how to speak, in words. `owner`: whose registered voices are meant, see `of`."""
 
     text: str
     voice: str = ""
@@ -46,6 +54,10 @@ class Wish:
     speed: float = 1.0
     instruct: str = ""
     style: str = ""
+    owner: str = ""
+
+    def of(self, key: ApiKey | None) -> Wish:
+        return replace(self, owner=owner_of(key))
 
     @property
     def method(self) -> str:
@@ -67,6 +79,7 @@ class Wish:
             speed=self.speed,
             style=self.style,
             format="s16",
+            owner=self.owner,
         )
 
 
@@ -78,12 +91,23 @@ class Conversion:
     voice: str = ""
     prompt: bytes | None = None
     speed: float = 1.0
+    owner: str = ""
 
     method: ClassVar[str] = "conversion"
 
+    def of(self, key: ApiKey | None) -> Conversion:
+        return replace(self, owner=owner_of(key))
+
     def ask(self, client: AsyncClient) -> AsyncSynthesis:
         """Asks for it, as int16 samples. Raises `InvalidInput`."""
-        return client.convert(self.source, voice=self.voice or None, prompt=self.prompt, speed=self.speed, format="s16")
+        return client.convert(
+            self.source,
+            voice=self.voice or None,
+            prompt=self.prompt,
+            speed=self.speed,
+            format="s16",
+            owner=self.owner,
+        )
 
 
 class Speaker:
@@ -98,7 +122,7 @@ class Speaker:
 
         Raises `Refused`, a `LightTTSError`, or `ClientGone`.
         """
-        spoken = Spoken(self, request, wish, kind, key)
+        spoken = Spoken(self, request, wish.of(key), kind, key)
         try:
             first = await unless_gone(request.receive, _first(spoken.pieces))
         except BaseException:

@@ -105,7 +105,7 @@ class _Conversation:
             except TimeoutError as error:
                 raise _silent() from error
             notes_of(self._socket.scope).update(speech=wish.method, format=kind)
-            await unless(self._listen(), self._speak(wish, kind))
+            await unless(self._listen(), self._speak(wish.of(key), kind))
 
     async def _listen(self) -> NoReturn:
         """Takes texts as they come, so that a client that leaves is noticed at any time."""

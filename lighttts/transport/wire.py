@@ -30,6 +30,7 @@ from lighttts.transport.schema import (
     U63,
     Array,
     Blob,
+    Bool,
     Buffer,
     Codec,
     Flag,
@@ -61,6 +62,8 @@ MAX_FRAME_TOKENS = 16_384
 MAX_FRAME_MEL = 32_768
 MAX_FRAME_SAMPLES = 16 << 20
 MAX_VOICES = 4096
+MAX_REGISTERED = 1000
+MAX_VOICE_KEYS = 64
 MAX_WORKERS = 4096
 MAX_STYLES = 64
 MAX_ARRAY = 4096
@@ -71,10 +74,16 @@ OUTPUTS = ("audio", "mel", "tokens")
 DECODED = ("audio", "mel")
 SAMPLE_TYPES = ("f32", "s16")
 STAGES = ("encode", "llm", "decode")
+VOICE_ACTIONS = ("show", "export", "rename", "remove", "list")
 
 RequestId = Annotated[str, Text(64, low=1)]
 OptionalRequestId = Annotated[str, Text(64)]
 Name = Annotated[str, Text(128)]
+VoiceName = Annotated[str, Text(128, low=1)]
+Owner = Text(128)
+OWNERS_SINCE = 3
+"""The version that registered voices, and so their owners, came with."""
+Digest = Annotated[str, Text(64, low=1)]
 Sentence = Annotated[str, Text(MAX_TEXT)]
 Line = Annotated[str, Text(4096)]
 Instruction = Text(4096)
@@ -190,11 +199,12 @@ class Hello(Message):
 class Synth(Message):
     """Asks for speech; answered by `Accepted`, frames and `End`, or by `Error`.
 
-    Exactly one of `voice` (a preset voice's name) and `prompt` (an audio file) is given. With a prompt, a `prompt_text`
-    makes it zero-shot, an empty one cross-lingual. `instruct` says how to speak, in words ("in a whisper"); it takes
-    the place of `prompt_text`. `style` chooses among the model's language models; empty is the default. Speech at
-    another `speed` than 1 does not stream: each sentence comes as one frame. `deadline_ms` counts from receipt, 0 means
-    the broker's default. `credit` is the number of frames the client is ready to receive at once.
+    Exactly one of `voice` (the name of a preset or registered voice) and `prompt` (an audio file) is given. With a
+    prompt, a `prompt_text` makes it zero-shot, an empty one cross-lingual. `instruct` says how to speak, in words ("in
+    a whisper"); it takes the place of `prompt_text`. Speech at another `speed` than 1 does not stream: each sentence
+    comes as one frame. `deadline_ms` counts from receipt, 0 means the broker's default. `credit` is the number of
+    frames the client is ready to receive at once. `owner`: see `AddVoice`. `style` chooses among the model's language
+    models; empty is the default.
     """
 
     request_id: RequestId
@@ -209,6 +219,7 @@ class Synth(Message):
     credit: U32
     prompt: AudioFile
     instruct: Annotated[str, Instruction, Since(3)] = ""
+    owner: Annotated[str, Owner, Since(3)] = ""
     style: Annotated[str, Text(128), Since(3)] = ""
 
 
@@ -240,9 +251,10 @@ class EndAck(Message):
 @_message(0x15)
 @dataclass(frozen=True, slots=True, eq=False)
 class ListVoices(Message):
-    """Answered by `Voices` with the same `query_id`."""
+    """Answered by `Voices` with the same `query_id`. `owner`: see `AddVoice`."""
 
     query_id: U63
+    owner: Annotated[str, Owner, Since(3)] = ""
 
 
 @_message(0x16)
@@ -282,10 +294,45 @@ class Convert(Message):
     credit: U32
     prompt: AudioFile
     source: AudioFile
+    owner: Annotated[str, Owner] = ""
 
 
 SpeechRequest = Synth | Convert
 """What a client may ask for speech by."""
+
+
+@_message(0x1C, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class AddVoice(Message):
+    """Registers a voice: `prompt`, an audio file, and what is said in it, `prompt_text`, which may be empty. Answered
+    by `VoiceDone` or `VoiceFailed`. It belongs to the client's key; `shared`: all may use it. `replace`: in the place
+    of one of that name. A gateway says in `owner` whose it is of those it serves; where keys are used, only the keys
+    named in `broker.gateways` may."""
+
+    query_id: U63
+    owner: Annotated[str, Owner]
+    name: VoiceName
+    prompt_text: Line
+    shared: Flag
+    replace: Flag
+    prompt: AudioFile
+
+
+@_message(0x1D, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class VoiceAction(Message):
+    """Asks of a registered voice what `action` says. Answered by `VoiceDone` (by `VoiceList` for `list`, which needs no
+    `name`), or by `VoiceFailed`. `to`: the new name for `rename`, else empty. `owner`: see `AddVoice`."""
+
+    query_id: U63
+    owner: Annotated[str, Owner]
+    action: Annotated[str, OneOf(VOICE_ACTIONS)]
+    name: Name
+    to: Name
+
+
+VoiceQuestion = ListVoices | AddVoice | VoiceAction
+"""What a client may ask about voices."""
 
 
 # ---- broker -> client ------------------------------------------------------------------------------------------------
@@ -340,7 +387,7 @@ class Error(Message):
 @_message(0x24)
 @dataclass(frozen=True, slots=True, eq=False)
 class Voices(Message):
-    """The preset voices that can be asked for now."""
+    """The voices that can be asked for now: first the preset ones, then those registered that the client may use."""
 
     query_id: U63
     sample_rate: U32
@@ -379,6 +426,56 @@ class Status(Message):
     completed: U63
     failed: U63
     workers: Annotated[tuple[WorkerStatus, ...], Many(_WORKER_STATUS, MAX_WORKERS)]
+
+
+class VoiceRow(NamedTuple):
+    """A registered voice: whose it is, when it was added (Unix time), its recording's bytes and their SHA-256."""
+
+    name: str
+    owner: str
+    shared: bool
+    created: float
+    size: int
+    digest: str
+
+
+_VOICE_ROW = Record(
+    (Text(128, low=1), Text(128), Bool(), Float(0, 1e12), Int(0, MAX_AUDIO_FILE), Text(64, low=1)), VoiceRow
+)
+
+
+@_message(0x27, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class VoiceDone(Message):
+    """What was asked of a registered voice is done: `voice` is what it is now, or was. `prompt`: its recording, for
+    `export` only."""
+
+    query_id: U63
+    voice: Annotated[VoiceRow, _VOICE_ROW]
+    prompt_text: Line
+    prompt: AudioFile
+
+
+@_message(0x28, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class VoiceList(Message):
+    """The registered voices that the client may use: its own, then those of others that are shared."""
+
+    query_id: U63
+    voices: Annotated[tuple[VoiceRow, ...], Many(_VOICE_ROW, MAX_REGISTERED)]
+
+
+@_message(0x29, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class VoiceFailed(Message):
+    """A question about voices has no other answer than a typed error, as in `Error`."""
+
+    query_id: U63
+    code: Name
+    text: Line
+    field: Name
+    retryable: Flag
+    retry_after_ms: U32
 
 
 # ---- stage results: worker -> broker (PUSH/PULL), relayed unchanged --------------------------------------------------
@@ -650,7 +747,29 @@ class ConvertWork(Message):
     source: AudioFile
 
 
-StageWork = EncodeWork | ConvertWork | GenerateWork | DecodeWork
+@_message(0x5D, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckWork(Message):
+    """A voice that is to be registered, for an encode worker: whether its recording and text can be used. Answered by
+    `Encoded` without sentences, or `StageFailed`."""
+
+    request_id: RequestId
+    attempt: U16
+    prompt: AudioFile
+    prompt_text: Line
+
+
+@_message(0x5F, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class Forget(Message):
+    """A voice was removed: an encode worker drops what it keeps of the recording with SHA-256 `digest`, a decode worker
+    what it keeps of voices with these `voice_keys`, as soon as no request needs it. Not answered."""
+
+    digest: Digest
+    voice_keys: Annotated[tuple[str, ...], Many(Text(128), MAX_VOICE_KEYS)]
+
+
+StageWork = EncodeWork | ConvertWork | CheckWork | GenerateWork | DecodeWork
 """What a worker may be given of a request."""
 
 _TOKENS_ATTEMPT = [name for name, _ in Tokens.FIELDS].index("attempt")

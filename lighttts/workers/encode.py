@@ -22,7 +22,7 @@ from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "encode"
 _NONE = np.zeros(0, np.int32)
-_Work = wire.EncodeWork | wire.ConvertWork
+_Work = wire.EncodeWork | wire.ConvertWork | wire.CheckWork
 
 
 class EncodeStage(Stage):
@@ -37,6 +37,7 @@ class EncodeStage(Stage):
         super().__init__(epoch, capacity)
         self._engine = engine
         self._queue: deque[tuple[Work, _Work]] = deque()
+        self._counted = {"hit": 0, "miss": 0}
 
     @property
     def busy(self) -> bool:
@@ -68,19 +69,30 @@ class EncodeStage(Stage):
         if isinstance(message, wire.ConvertWork):
             converted = self._engine.convert(ConvertJob(message.source, message.voice, message.prompt))
             return replace(_blank(work, self.epoch, converted.voice), source_tokens=converted.tokens)
+        if isinstance(message, wire.CheckWork):
+            return _blank(work, self.epoch, self._engine.check(message.prompt, message.prompt_text))
         job = EncodeJob(message.text, message.voice, message.prompt, message.prompt_text, message.instruct)
         encoded = self._engine.encode(job)
         return _text(encoded, _blank(work, self.epoch, encoded.voice))
 
+    def forget(self, message: wire.Forget) -> None:
+        self._engine.cache.forget(message.digest)
+
     def observe(self) -> None:
-        """Updates the cache's gauge."""
+        """Updates the cache's metrics, and lets go of what is too old."""
         cache = self._engine.cache
+        cache.expire()
+        for result, count in (("hit", cache.hits), ("miss", cache.misses)):
+            metrics.cache_lookups.labels("voice", result).inc(count - self._counted[result])
+            self._counted[result] = count
         metrics.cache_hit_rate.labels("voice").set(cache.hits / max(1, cache.hits + cache.misses))
 
 
 def _method(message: _Work) -> str:
     if isinstance(message, wire.ConvertWork):
         return "conversion"
+    if isinstance(message, wire.CheckWork):
+        return "voice"
     if message.instruct.strip():
         return "instruct"
     if message.voice:
@@ -119,7 +131,8 @@ def service(config: Config) -> Service:
     """The worker that `config` describes, its model loaded. Raises `ConfigError`, `ModelError`."""
     torch.set_num_threads(config.encode.threads)
     directory = ModelDirectory.open(config.model.directory)
-    engine = EncodeEngine(directory, int(config.encode.cache_mb * 2**20), config.encode.threads)
+    settings = config.encode
+    engine = EncodeEngine(directory, int(settings.cache_mb * 2**20), settings.threads, settings.cache_s)
     boot = Boot(_NAME, model_name(directory), directory.sample_rate, tuple(engine.voices))
     stage = EncodeStage(engine, boot.epoch, config.encode.concurrency)
     return Service(stage, boot, config, config.encode.metrics_port, stage.observe)

@@ -113,6 +113,9 @@ class Stage(ABC):
     def step(self) -> list[Result]:
         """Advances all work by one engine step."""
 
+    def forget(self, message: wire.Forget) -> None:  # noqa: B027 - a stage that keeps nothing of voices
+        """Drops what is kept of a voice, as soon as no request needs it."""
+
     def begin(self) -> None:  # noqa: B027 - most stages need none
         """Called first by the thread that drives the stage."""
 

@@ -201,3 +201,32 @@ def test_a_prompt_longer_than_the_pages_is_refused():
 def test_too_little_for_one_hop_is_a_mistake_of_configuration(pages, slots, what):
     with pytest.raises(ConfigError, match=what):
         PagedDecodeEngine(*models(), max_streams=1, slots=slots, pages=pages)
+
+
+def test_a_forgotten_voice_gives_its_pages_back():
+    engine = new_engine()
+    request = Request(prompt=57, first=0, count=130)
+    request.open(engine, 0)
+    engine.feed(0, request.tokens, True)
+    drain(engine)
+    kept = engine.free_pages
+    engine.forget_voice("never heard of")
+    assert engine.free_pages == kept
+    engine.forget_voice(voice(57).key)
+    assert engine.free_pages == PLENTY - RESERVED
+
+
+def test_a_voice_that_is_forgotten_while_its_prompt_is_computed_goes_after_it():
+    engine = new_engine()
+    request = Request(prompt=57, first=0, count=130)
+    request.open(engine, 0)
+    engine.feed(0, request.tokens, True)
+    engine.step()
+    engine.close(0)
+    engine.forget_voice(voice(57).key)
+    drain(engine)
+    other = Request(prompt=0, first=0, count=30)
+    other.open(engine, 1)
+    engine.feed(1, other.tokens, True)
+    drain(engine)
+    assert engine.free_pages == PLENTY - RESERVED
