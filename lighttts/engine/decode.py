@@ -40,11 +40,12 @@ class DecodeEngine(DecodeStreams):
     time, and little later.
 
     A request at speed 1 streams; its caches hold, in numbers of the model's dtype, for each finished frame, prompt
-    included: steps x 2 halves x 2 x attention layers x attention width of the estimator, 2 x up-layers x width and
-    layers x width of the encoder. They grow until the request finishes or is closed, and are freed then. A step needs
-    one solver step's share of them again for each member of its batch, padded to the longest. `voice_cache` bytes of
-    prompt states are kept for voices that nobody waits for; requests of one voice share their prompt's state. A request
-    at another speed waits for its last token and is computed in one pass without chunk mask, as upstream does.
+    included: steps x 2 halves x 2 x attention layers x attention width of the estimator, and 2 x up-layers x width and
+    layers x width of CosyVoice2's encoder. They grow until the request finishes or is closed, and are freed then. A
+    step needs one solver step's share of them again for each member of its batch, padded to the longest. `voice_cache`
+    bytes of prompt states are kept for voices that nobody waits for; requests of one voice share their prompt's state.
+    A request at another speed waits for its last token and is computed in one pass without chunk mask, as upstream
+    does.
     """
 
     def __init__(

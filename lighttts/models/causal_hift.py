@@ -58,9 +58,9 @@ class Upsampling(LedConv1d):
 class CausalHiFTGenerator(nn.Module):
     """Mel (rows, frames, bins) -> audio (rows, samples), in pieces.
 
-    Of a piece after which more follows, the last `look_ahead` frames of the mel are not heard yet: three are the
-    pitch's look-ahead, `config.look_ahead` the first layer's, and one is cut off as upstream does, although only
-    samples of it depend on what follows.
+    Of a piece after which more follows, the last frames of the mel are not heard yet: as many as the pitch and the
+    first layer (`config.look_ahead`) look ahead, and one that is cut off as upstream does, although only some samples
+    of it depend on what follows. With upstream's sizes these are eight.
     """
 
     def __init__(self, config: HiFTConfig) -> None:
@@ -88,11 +88,6 @@ class CausalHiFTGenerator(nn.Module):
     def device(self) -> torch.device:
         return self.fourier.energy.device
 
-    @property
-    def look_ahead(self) -> int:
-        """Mel frames of a piece that are heard with the next one."""
-        return self.f0_predictor.LOOK_AHEAD + self._ahead + 1
-
     def pitch(self, mel: Tensor, past: Past, *, final: bool) -> Tensor:
         """Fundamental frequency in Hz, (rows, frames), of the frames that follow those it is known of.
 
@@ -105,7 +100,7 @@ class CausalHiFTGenerator(nn.Module):
         """Audio (rows, samples) in [-limit, limit] that follows that of the piece before.
 
         `mel` (rows, frames, bins) and excitation `source` (rows, samples): what is new of each, the latter of the
-        frames whose pitch is known. A first piece that is not `final` has more than `look_ahead` frames.
+        frames whose pitch is known. A first piece that is not `final` has more frames than are held back.
         """
         spectra = self._analyse(source, past, final=final)
         lag = self.f0_predictor.LOOK_AHEAD
