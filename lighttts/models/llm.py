@@ -61,6 +61,11 @@ class Vocabulary:
         """The id of the head that is excluded until the minimum length is reached."""
         return self.speech
 
+    @property
+    def fill(self) -> int:
+        """The id of the head that says: more text is needed (see `lighttts.engine.interleave`)."""
+        return self.speech + 2
+
     def sequence(self, text: npt.ArrayLike, speech: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Sequence ids of `[sos, text, task id, speech]` for text token ids and speech token ids."""
         speech_ids = np.asarray(speech, np.int64) + self.speech_offset
