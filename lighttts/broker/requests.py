@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lighttts.broker.live import Live
 from lighttts.broker.outbox import Frames, Outbox
 from lighttts.broker.token_log import TokenLog
 from lighttts.errors import InternalError
@@ -136,6 +137,8 @@ class Request:
     closed: float = 0.0
     offered: float = 0.0
     """When `farewell` was last sent."""
+    live: Live | None = None
+    """Its text, if that comes in pieces."""
     history: list[tuple[float, State]] = field(default_factory=list)
 
     def suspect(self, stage: str) -> bool:
@@ -144,7 +147,7 @@ class Request:
 
     def version(self, stage: str) -> int:
         """The version of the protocol that has words for its work at `stage`."""
-        return since(self.asked) if stage == "encode" else OLDEST
+        return since(self.asked) if stage == "encode" or (stage == "llm" and self.in_pieces) else OLDEST
 
     def particular(self, stage: str) -> bool:
         """Whether not every worker of `stage` may have it: others need not wait until it has one."""
@@ -161,9 +164,22 @@ class Request:
         return PATHS[type(self.asked), self.asked.output]
 
     @property
+    def in_pieces(self) -> bool:
+        """Whether its text comes in pieces."""
+        return isinstance(self.asked, Synth) and bool(self.asked.pieces)
+
+    @property
+    def last_sentence(self) -> int | None:
+        """The number of its last sentence, if that is known."""
+        if self.live:
+            return self.live.end
+        return len(self.encoded.lengths) - 1 if self.encoded else None
+
+    @property
     def generated(self) -> bool:
         """Whether all its tokens are made."""
-        return self.encoded is not None and self.log.sentence >= len(self.encoded.lengths)
+        last = self.last_sentence
+        return last is not None and self.log.sentence > last
 
     @property
     def method(self) -> str:
@@ -188,11 +204,15 @@ class Request:
         """Whether the encode stage's result is one of such a request."""
         if isinstance(self.asked, Convert):
             return len(encoded.source_tokens) > 0 and not encoded.lengths
+        if self.live:
+            return bool(encoded.pieces) and not encoded.lengths and not len(encoded.text_ids)
         return bool(encoded.lengths) and sum(encoded.lengths) == len(encoded.text_ids)
 
     def take(self, encoded: Encoded) -> None:
         """It is encoded. A conversion has all its tokens with that: they are its only sentence."""
         self.encoded = encoded
+        if self.live:
+            self.live.method = encoded.pieces
         if isinstance(self.asked, Convert):
             source = encoded.source_tokens
             whole = Tokens(self.id, self.attempts["llm"], encoded.epoch, 0, 0, final=True, last=True, tokens=source)

@@ -247,11 +247,11 @@ class Seat:
             self._refused("malformed", error.text)
             return
         match message:
-            case wire.Tokens():
+            case wire.Tokens() | wire.MoreText():
                 self._load.feed(message)
             case wire.Alive(epoch=self._boot.epoch):
                 self._answered(message.known)
-            case wire.EncodeWork() | wire.ConvertWork() | wire.GenerateWork() | wire.DecodeWork():
+            case wire.EncodeWork() | wire.ConvertWork() | wire.TextWork() | wire.GenerateWork() | wire.DecodeWork():
                 self._dispatched(message)
             case wire.Abort():
                 self._load.abort(message)
