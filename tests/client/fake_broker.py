@@ -22,6 +22,7 @@ from lighttts.transport.wire import (
     End,
     EndAck,
     Error,
+    Finish,
     GetStatus,
     Hello,
     ListVoices,
@@ -106,6 +107,8 @@ class FakeBroker:
         self.version = version
         self.received: list[Message] = []
         self.serving: dict[str, Served] = {}
+        self.peers: dict[str, bytes] = {}
+        """Who has asked for what."""
         self._handlers: dict[type[Message], Handler] = {**HANDLERS, **(script or {})}
         self._heard = threading.Condition()
         self._sockets = Sockets()
@@ -168,6 +171,8 @@ class FakeBroker:
             self.send_raw(peer, encode(refusal, self.version))
             return
         message = decode(frames)
+        if isinstance(message, SpeechRequest):
+            self.peers[message.request_id] = peer
         handler = self._handlers.get(type(message))
         if handler:
             handler(self, peer, message)
@@ -183,7 +188,12 @@ def welcome(broker: FakeBroker, peer: bytes, message: Hello) -> None:
 def serve(broker: FakeBroker, peer: bytes, message: SpeechRequest) -> None:
     broker.send(peer, Accepted(message.request_id, RATE))
     broker.serving[message.request_id] = served = Served(peer, message, message.credit)
-    broker.pump(served)
+    if not (isinstance(message, Synth) and message.pieces):
+        broker.pump(served)
+
+
+def _finished(broker: FakeBroker, peer: bytes, message: Finish) -> None:
+    broker.pump(broker.serving[message.request_id])
 
 
 def forgotten(broker: FakeBroker, peer: bytes, message: Resume) -> None:
@@ -258,6 +268,7 @@ HANDLERS: dict[type[Message], Handler] = {
     Hello: welcome,
     Resume: forgotten,
     Synth: serve,
+    Finish: _finished,
     Convert: serve,
     Credit: _more_credit,
     Cancel: _cancelled,
