@@ -193,7 +193,9 @@ def serve(broker: FakeBroker, peer: bytes, message: SpeechRequest) -> None:
 
 
 def _finished(broker: FakeBroker, peer: bytes, message: Finish) -> None:
-    broker.pump(broker.serving[message.request_id])
+    served = broker.serving.get(message.request_id)
+    if served:
+        broker.pump(served)
 
 
 def forgotten(broker: FakeBroker, peer: bytes, message: Resume) -> None:
