@@ -10,7 +10,9 @@ from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings, refuse
 from lighttts.broker.instructions import Metric, Reply, SaveRequest
+from lighttts.broker.live import Live
 from lighttts.broker.outbox import Channel, Outbox
+from lighttts.broker.pieces import Pieces
 from lighttts.broker.requests import CLOSED, Request, State, audio_bytes
 from lighttts.broker.resume import Resumption
 from lighttts.broker.slow import SlowClients
@@ -23,10 +25,13 @@ from lighttts.transport.wire import (
     Convert,
     Credit,
     EndAck,
+    Finish,
+    Flush,
     GetStatus,
     Hello,
     ListVoices,
     Message,
+    Piece,
     Resume,
     SpeechRequest,
     Status,
@@ -42,7 +47,13 @@ class Clients:
     """Handles the messages of clients."""
 
     def __init__(
-        self, board: Board, dispatcher: Dispatcher, endings: Endings, resumption: Resumption, desk: VoiceDesk
+        self,
+        board: Board,
+        dispatcher: Dispatcher,
+        endings: Endings,
+        resumption: Resumption,
+        desk: VoiceDesk,
+        pieces: Pieces,
     ) -> None:
         self._desk = desk
         self._board = board
@@ -59,6 +70,9 @@ class Clients:
             Synth: self._speech,
             Convert: self._speech,
             Resume: resumption.ask,
+            Piece: pieces.hear,
+            Flush: pieces.hear,
+            Finish: pieces.hear,
             Credit: self._credit,
             Cancel: self._cancel,
             EndAck: self._end_ack,
@@ -113,6 +127,7 @@ class Clients:
         allowed = message.deadline_ms / 1000 or self._settings.deadline_s
         outbox = Outbox(Channel.CLIENTS, client, self._board.output, credit)
         request = Request(message.request_id, client, message, outbox, received=now, deadline=now + allowed)
+        request.live = Live(now) if request.in_pieces else None
         self._board.prompts.hold(audio_bytes(message))
         self._requests.add(request)
         self._step.observe(Metric.REQUESTS, label=request.method)

@@ -17,6 +17,7 @@ from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings
 from lighttts.broker.instructions import DeleteRequest, Instruction, Reply
 from lighttts.broker.outbox import Channel, Outbox
+from lighttts.broker.pieces import Pieces
 from lighttts.broker.quota import by_connection
 from lighttts.broker.results import Results
 from lighttts.broker.resume import Resumption
@@ -71,8 +72,9 @@ class Core:
         self._control = Control(board, dispatcher, takeover)
         self._desk = desk = VoiceDesk(board, dispatcher, self._endings, wall)
         self._resumption = Resumption(board, dispatcher, self._endings, desk, wall)
-        self._clients = Clients(board, dispatcher, self._endings, self._resumption, desk)
-        self._results = Results(board, dispatcher, self._endings, takeover, desk.traces)
+        self._pieces = Pieces(board, dispatcher, self._endings)
+        self._clients = Clients(board, dispatcher, self._endings, self._resumption, desk, self._pieces)
+        self._results = Results(board, dispatcher, self._endings, takeover, desk.traces, self._pieces)
         self._blocked: dict[Outbox, None] = {}
         self._answers: dict[tuple[Channel, bytes], Outbox] = {}
         self._probed = now
@@ -152,6 +154,7 @@ class Core:
             self._step.add(outbox)
         self._blocked.clear()
         self._control.tick(now)
+        self._pieces.tick(now)
         self._expire_requests(now)
         self._clients.tick(now)
         self._endings.tick(now)

@@ -8,7 +8,7 @@ from lighttts.broker.instructions import DeleteRequest, Metric, ReleaseRequest, 
 from lighttts.broker.outbox import Channel
 from lighttts.broker.requests import CLOSED, ROWS_PER_SECOND, Request, State
 from lighttts.broker.token_log import TokenLog
-from lighttts.errors import Cancelled, LightTTSError
+from lighttts.errors import Cancelled, LightTTSError, Unavailable
 from lighttts.transport.wire import End, Error, encode
 
 OFFER_INTERVAL_S = 2.0
@@ -87,11 +87,15 @@ class Endings:
         self._step.observe(Metric.FAILURES, label=error.code)
 
     def vanish(self, client: bytes, now: float) -> None:
-        """The client is gone: nothing more is done for it, unless it comes back soon."""
+        """The client is gone: nothing more is done for it, unless it comes back soon. Of a text in pieces nobody could
+        say how much had come."""
         for request in tuple(self._requests.clients.get(client, {}).values()):
             if request.told:
                 self.fail(request, Cancelled("the client is gone"), now)
-            elif request.state in (State.FAILED, State.CANCELLED):
+                continue
+            if request.in_pieces and request.state not in CLOSED:
+                self.fail(request, Unavailable("the connection broke while the text was being written"), now)
+            if request.in_pieces or request.state in (State.FAILED, State.CANCELLED):
                 self.forget(request, now)
             else:
                 self.park(request, now)
@@ -134,7 +138,7 @@ class Endings:
         request.move(state, now)
         request.closed = request.offered = now
         self._board.prompts.free(request.drop_audio())
-        request.encoded = None
+        request.encoded = request.live = None
         self._requests.close(request)
         self._step.add(SaveState(request.id, state.value))
         self._step.observe(Metric.DURATION, now - request.received)

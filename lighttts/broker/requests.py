@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lighttts.broker.live import Live
 from lighttts.broker.outbox import Frames, Outbox
 from lighttts.broker.token_log import TokenLog
 from lighttts.errors import InternalError, LightTTSError
@@ -143,6 +144,8 @@ class Request:
     told: Callable[[str | LightTTSError, float], None] | None = None
     """An errand: work of the broker's own, a voice's recording to be encoded. Who is told what its features are called,
     or what went wrong; its client hears nothing of it, and no store keeps it."""
+    live: Live | None = None
+    """Its text, if that comes in pieces."""
     history: list[tuple[float, State]] = field(default_factory=list)
 
     def suspect(self, stage: str) -> bool:
@@ -151,9 +154,9 @@ class Request:
 
     def version(self, stage: str) -> int:
         """The version of the protocol that has words for its work at `stage`."""
-        if stage != "encode":
-            return OLDEST
-        return CheckWork.FIRST if self.told else since(self.asked)
+        if stage == "encode":
+            return CheckWork.FIRST if self.told else since(self.asked)
+        return since(self.asked) if stage == "llm" and self.in_pieces else OLDEST
 
     def style(self, stage: str) -> str:
         """The style that its worker of `stage` must answer to: language models alone have any."""
@@ -176,9 +179,22 @@ class Request:
         return PATHS[type(self.asked), self.asked.output]
 
     @property
+    def in_pieces(self) -> bool:
+        """Whether its text comes in pieces."""
+        return isinstance(self.asked, Synth) and bool(self.asked.pieces)
+
+    @property
+    def last_sentence(self) -> int | None:
+        """The number of its last sentence, if that is known."""
+        if self.live:
+            return self.live.end
+        return len(self.encoded.lengths) - 1 if self.encoded else None
+
+    @property
     def generated(self) -> bool:
         """Whether all its tokens are made."""
-        return self.encoded is not None and self.log.sentence >= len(self.encoded.lengths)
+        last = self.last_sentence
+        return last is not None and self.log.sentence > last
 
     @property
     def method(self) -> str:
@@ -208,11 +224,15 @@ class Request:
             return not encoded.lengths
         if isinstance(self.asked, Convert):
             return len(encoded.source_tokens) > 0 and not encoded.lengths
+        if self.live:
+            return bool(encoded.pieces) and not encoded.lengths and not len(encoded.text_ids)
         return bool(encoded.lengths) and sum(encoded.lengths) == len(encoded.text_ids)
 
     def take(self, encoded: Encoded) -> None:
         """It is encoded. A conversion has all its tokens with that: they are its only sentence."""
         self.encoded = encoded
+        if self.live:
+            self.live.method = encoded.pieces
         if isinstance(self.asked, Convert):
             source = encoded.source_tokens
             whole = Tokens(self.id, self.attempts["llm"], encoded.epoch, 0, 0, final=True, last=True, tokens=source)

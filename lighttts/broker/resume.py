@@ -68,6 +68,10 @@ class Resumption:
             self._step.add(Reply(Channel.CLIENTS, client, known.farewell))
             self._endings.forget(known, now)
             return
+        if known and known.in_pieces:
+            self._endings.vanish(known.client, now)
+            self._unknown(client, message.request_id)
+            return
         if known:
             self._endings.park(known, now)
         room = MOST * self._board.settings.max_requests - len(self._board.requests.live)
@@ -145,6 +149,8 @@ class Resumption:
         """The request as it was. Raises `UnknownRequest` if the client has heard more than can be made again."""
         speech, message, settings = decode(saved.synth), asked.message, self._board.settings
         assert isinstance(speech, Synth | Convert)
+        if isinstance(speech, Synth) and speech.pieces:
+            raise UnknownRequest("a text in pieces is not gone on with after its connection broke: send it again")
         received = now - max(0.0, self._wall() - saved.received)
         outbox = Outbox(Channel.CLIENTS, asked.client, self._board.output, min(message.credit, settings.max_credit))
         deadline = received + (speech.deadline_ms / 1000 or settings.deadline_s)

@@ -51,7 +51,14 @@ class Answered:
     message: Voices | Status | VoiceDone | VoiceList
 
 
-Event = Started | Arrived | Finished | Failed | Answered
+@dataclass(frozen=True)
+class Sent:
+    """So many bytes of a text in pieces are on their way to the broker."""
+
+    size: int
+
+
+Event = Started | Arrived | Finished | Failed | Answered | Sent
 FINAL = (Finished, Failed, Answered)
 
 

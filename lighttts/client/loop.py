@@ -22,6 +22,7 @@ from lighttts.client.attempts import Attempts
 from lighttts.client.brokers import Brokers
 from lighttts.client.events import FINAL, Connect, Deliver, Event, Failed, Key, Send
 from lighttts.client.retry import Budget
+from lighttts.client.script import Mark
 from lighttts.client.session import Session
 from lighttts.client.stream import Timeouts
 from lighttts.client.voices import Asking
@@ -95,9 +96,17 @@ class ClientLoop:
         """One chunk has been taken."""
         self._post(lambda: self._attempts.consumed(request_id, time.monotonic()))
 
+    def write(self, request_id: str, item: str | Mark) -> None:
+        """More of a text in pieces, which must be of a request without retries."""
+        self._post(lambda: self._session.write(request_id, item, time.monotonic()))
+
     def cancel(self, request_id: str) -> None:
         """Ends a request early. Idempotent, also after `close`."""
         self._post(lambda: self._attempts.cancel(request_id, time.monotonic()))
+
+    def fail(self, request_id: str, error: LightTTSError) -> None:
+        """Ends a request with `error`, as `cancel` does."""
+        self._post(lambda: self._session.fail(request_id, error, time.monotonic()))
 
     def close(self) -> None:
         """Cancels everything, lets the last messages leave (at most a second), ends the thread. Idempotent."""

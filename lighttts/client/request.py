@@ -17,6 +17,8 @@ Decoded = Literal["audio", "mel"]
 SampleFormat = Literal["f32", "s16"]
 Recording = bytes | str | os.PathLike[str] | BinaryIO
 """An audio file: its bytes, its path, or it opened."""
+Method = Literal["auto", "sentences", "interleaved"]
+"""How text is spoken that comes in pieces."""
 M = TypeVar("M", bound=Message)
 
 
@@ -34,8 +36,11 @@ def make_synth(
     format: SampleFormat,
     deadline: float | None,
     owner: str = "",
+    pieces: Method | Literal[""] = "",
 ) -> Synth:
     """The message for one request, under a new id, with a random seed if there is none; credit is filled in later.
+
+    With `pieces` the text comes later, and `text` is empty.
 
     An empty voice and prompt stand for the broker's first preset voice. Raises `InvalidInput` naming the field.
     """
@@ -46,7 +51,7 @@ def make_synth(
         raise InvalidInput("give an instruct or a prompt_text, not both", field="instruct")
     synth = Synth(
         request_id=uuid.uuid4().hex,
-        text=_checked_text(text),
+        text="" if pieces else _checked_text(text),
         voice=voice or "",
         prompt_text=_checked_unicode(prompt_text, "prompt_text"),
         seed=secrets.randbits(63) if seed is None else seed,
@@ -59,6 +64,7 @@ def make_synth(
         instruct=_checked_unicode(instruct, "instruct"),
         style=_checked_unicode(style, "style"),
         owner=owner,
+        pieces=pieces,
     )
     return encodable(synth)
 
@@ -130,6 +136,11 @@ def encodable(message: M) -> M:
 def _check_voice(voice: str | None, prompt: Recording | None) -> None:
     if voice is not None and prompt is not None:
         raise InvalidInput("give a voice or a prompt, not both", field="voice")
+
+
+def checked_piece(text: str) -> str:
+    """A piece of text. Raises `InvalidInput`."""
+    return _checked_unicode(text, "text")
 
 
 def _checked_text(text: str) -> str:

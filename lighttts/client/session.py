@@ -17,6 +17,7 @@ from lighttts.client.brokers import Brokers
 from lighttts.client.connection import Connection, Link
 from lighttts.client.events import Instruction
 from lighttts.client.queries import Queries
+from lighttts.client.script import Mark
 from lighttts.client.stream import KNOWN_TO_BROKER, Phase, Stream, Timeouts, error_of
 from lighttts.client.voices import Asking, Reply
 from lighttts.errors import Cancelled, LightTTSError, NoWorker, ProtocolError, Unavailable
@@ -84,11 +85,22 @@ class Session:
             stream.consumed(now)
             self._schedule(stream.due)
 
-    def cancel(self, request_id: str, now: float) -> None:
-        """The caller wants no more of the request. Idempotent."""
+    def write(self, request_id: str, item: str | Mark, now: float) -> None:
+        """The caller has written more of a text in pieces."""
         stream = self._streams.get(request_id)
         if stream:
-            stream.fail(Cancelled("the request was cancelled"), now)
+            stream.write(item, now)
+            self._schedule(stream.due)
+
+    def cancel(self, request_id: str, now: float) -> None:
+        """The caller wants no more of the request. Idempotent."""
+        self.fail(request_id, Cancelled("the request was cancelled"), now)
+
+    def fail(self, request_id: str, error: LightTTSError, now: float) -> None:
+        """The caller cannot go on with the request, for this reason."""
+        stream = self._streams.get(request_id)
+        if stream:
+            stream.fail(error, now)
             self._settle(stream)
 
     def close(self, now: float) -> None:

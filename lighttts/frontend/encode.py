@@ -13,10 +13,12 @@ from lighttts.errors import InvalidInput, ModelError, UnknownVoice
 from lighttts.frontend.audio import read_prompt, read_source
 from lighttts.frontend.cache import FeatureCache
 from lighttts.frontend.instruction import Instructions
+from lighttts.frontend.live import LiveIds, LiveText
 from lighttts.frontend.prompt import Int32, PromptExtractor, VoiceFeatures
 from lighttts.frontend.text import TextNormalizer
 from lighttts.frontend.tokenizer import TextTokenizer
 from lighttts.models.directory import ModelDirectory
+from lighttts.models.interleave import read_mix
 from lighttts.models.voices import VoiceInfo
 
 DEFAULT_CACHE_BYTES = 256 << 20
@@ -37,6 +39,9 @@ class EncodeJob:
     prompt_audio: bytes = b""
     prompt_text: str = ""
     instruct: str = ""
+    pieces: str = ""
+    """Empty if `text` is all of it; else it comes in pieces, and this says how it is to be spoken: "sentences",
+    "interleaved", or "auto", as the model does best."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Encoded:
     instructed."""
     voice: VoiceFeatures
     """The flow's prompt and the speaker."""
+    pieces: str = ""
+    """How text that comes in pieces will be spoken, "sentences" or "interleaved"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +110,8 @@ class EncodeEngine:
             _check_prompt_text(voice, embedded)
         self._presets = {name: _preset_features(voice) for name, voice in self.voices.items()}
         self._instructions = Instructions(self._tokenizer, directory.version)
+        self._live = LiveText(self._tokenizer)
+        self._best = "interleaved" if read_mix(directory) else "sentences"
 
     def encode(self, job: EncodeJob) -> Encoded:
         """The job encoded; with an instruction as upstream's `frontend_instruct2`.
@@ -116,13 +125,19 @@ class EncodeEngine:
             )
         if job.instruct and job.prompt_text:
             raise InvalidInput("Give an instruction or a prompt text, and not both.", field="instruct")
-        sentences = tuple(Sentence(text, self._tokenizer.encode(text)) for text in self._normalizer.sentences(job.text))
+        texts = () if job.pieces else self._normalizer.sentences(job.text)
+        sentences = tuple(Sentence(text, self._tokenizer.encode(text)) for text in texts)
+        pieces = self._best if job.pieces == "auto" else job.pieces
         prompt_text_ids, llm_tokens, voice = self._preset(job.voice) if job.voice else self._prompt(job)
         if job.instruct.strip():
-            return Encoded(sentences, self._instructions.encode(job.instruct), _NONE, voice)
-        if self._instructions.needed(prompt_text_ids, [sentence.ids for sentence in sentences]):
+            return Encoded(sentences, self._instructions.encode(job.instruct), _NONE, voice, pieces)
+        if self._instructions.needed(prompt_text_ids, [sentence.ids for sentence in sentences] or [_NONE]):
             prompt_text_ids = np.concatenate((self._instructions.plain, prompt_text_ids))
-        return Encoded(sentences, prompt_text_ids, llm_tokens, voice)
+        return Encoded(sentences, prompt_text_ids, llm_tokens, voice, pieces)
+
+    def write(self, text: str, method: str, *, flush: bool) -> LiveIds:
+        """Text that comes in pieces: see `LiveText.encode`."""
+        return self._live.encode(text, method, flush=flush)
 
     def check(self, recording: bytes, text: str) -> VoiceFeatures:
         """The features of a voice that is to be registered, which `recording`, an audio file, and `text`, what is said

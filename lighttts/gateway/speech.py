@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol, Self
 from starlette.requests import Request
 
 from lighttts import metrics
-from lighttts.client import AsyncClient, AsyncSynthesis
+from lighttts.client import AsyncClient, AsyncSynthesis, AsyncTalk
 from lighttts.errors import LightTTSError
 from lighttts.gateway.connection import unless_gone
 from lighttts.gateway.encoders import Encoder
@@ -143,6 +143,16 @@ class Speaker:
                 yield synthesis
             finally:
                 synthesis.close()
+
+    @contextmanager
+    def talking(self, wish: Wish) -> Iterator[AsyncTalk]:
+        """As `asked`, for a text that is still being written; that of `wish` is not looked at."""
+        with _counted(wish.method):
+            talk = self._client.talk(wish.voice or None, wish.prompt, wish.prompt_text, speed=wish.speed, format="s16")
+            try:
+                yield talk
+            finally:
+                talk.close()
 
 
 class Spoken:

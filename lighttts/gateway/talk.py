@@ -1,10 +1,9 @@
-"""Text in, audio out over a WebSocket: what is whole of the text is spoken while the rest is still being written."""
+"""Text in, audio out over a WebSocket: a text is spoken while it is being written."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -12,6 +11,7 @@ from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from lighttts.client import AsyncTalk
 from lighttts.gateway.connection import ClientGone, unless
 from lighttts.gateway.dialects import Bistream, Dialect, Own
 from lighttts.gateway.door import Door
@@ -20,10 +20,13 @@ from lighttts.gateway.failures import Failure, Refused, failure_of
 from lighttts.gateway.keys import ApiKey
 from lighttts.gateway.notes import notes_of
 from lighttts.gateway.speech import Speaker, Wish
-from lighttts.gateway.texts import Texts
+from lighttts.gateway.texts import Said, Texts
 
 SILENCE_S = 300.0
 """Seconds that a client may say nothing before its text has ended."""
+PAUSE_S = 15.0
+"""Seconds after which a request ends whose client says nothing: it holds places at workers, and the broker would end it
+after 30. What is said later is spoken by another one."""
 _POLICY, _INTERNAL, _LATER = 1008, 1011, 1013
 """Codes that a connection is closed with (RFC 6455, and IANA's list)."""
 
@@ -113,27 +116,44 @@ class _Conversation:
             silence = None if self._texts.ended else SILENCE_S
             try:
                 async with asyncio.timeout(silence):
-                    piece, last = await self._dialect.text(self._socket)
+                    said = await self._dialect.text(self._socket)
             except TimeoutError as error:
                 raise _silent() from error
-            self._texts.add(piece)
-            if last:
-                self._texts.end()
+            self._texts.add(said)
 
     async def _speak(self, wish: Wish, kind: str) -> None:
-        while text := await self._texts.take():
-            await self._say(replace(wish, text=text), kind)
+        while await self._texts.begun():
+            await self._say(wish, kind)
         if self._encoder:
             await self._send(await asyncio.to_thread(self._encoder.finish))
         if said := self._dialect.done(self._tokens):
             await self._socket.send_json(said)
 
     async def _say(self, wish: Wish, kind: str) -> None:
-        with self._speaker.asked(wish) as synthesis:
-            self._encoder = self._encoder or Encoder(kind, await synthesis.sample_rate())
-            async for chunk in synthesis:
-                await self._send(await asyncio.to_thread(self._encoder.encode, chunk))
-            self._tokens += synthesis.tokens
+        with self._speaker.talking(wish) as talk:
+            await unless(self._write(talk), self._hear(talk, kind))
+
+    async def _write(self, talk: AsyncTalk) -> NoReturn:
+        """Passes on the text until it ends, or pauses."""
+        said = Said("")
+        while not said.end:
+            try:
+                async with asyncio.timeout(PAUSE_S):
+                    said = await self._texts.take()
+            except TimeoutError:
+                break
+            await talk.write(said.text)
+            if said.flush:
+                talk.flush()
+        talk.end()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    async def _hear(self, talk: AsyncTalk, kind: str) -> None:
+        self._encoder = self._encoder or Encoder(kind, await talk.sample_rate())
+        async for chunk in talk:
+            await self._send(await asyncio.to_thread(self._encoder.encode, chunk))
+        self._tokens += talk.tokens
 
     async def _send(self, piece: bytes) -> None:
         if piece:

@@ -56,6 +56,8 @@ MAX_FRAME_BYTES = 64 << 20
 MAX_TEXT = 512 * 1024
 MAX_AUDIO_FILE = 16 << 20
 MAX_SENTENCES = 4096
+MAX_PIECE = 4096
+TEXT_WINDOW = 16_384
 MAX_TEXT_IDS = 200_000
 MAX_PROMPT_TOKENS = 1500
 MAX_FRAME_TOKENS = 16_384
@@ -75,6 +77,14 @@ DECODED = ("audio", "mel")
 SAMPLE_TYPES = ("f32", "s16")
 STAGES = ("encode", "llm", "decode")
 VOICE_ACTIONS = ("show", "export", "rename", "remove", "list")
+METHODS = ("sentences", "interleaved")
+
+
+class Since(NamedTuple):
+    """Marks a field that came with protocol `version`; in an older message it has the class' default."""
+
+    version: int
+
 
 RequestId = Annotated[str, Text(64, low=1)]
 OptionalRequestId = Annotated[str, Text(64)]
@@ -87,6 +97,8 @@ Digest = Annotated[str, Text(64, low=1)]
 Sentence = Annotated[str, Text(MAX_TEXT)]
 Line = Annotated[str, Text(4096)]
 Instruction = Text(4096)
+Method = Annotated[str, OneOf(("", *METHODS)), Since(3)]
+AnyMethod = Annotated[str, OneOf(("", "auto", *METHODS)), Since(3)]
 Seed = U63
 Epoch = U63
 Output = Annotated[str, OneOf(OUTPUTS)]
@@ -107,12 +119,6 @@ Speed = Annotated[float, Float(0.5, 2.0)]
 Seconds = Annotated[float, Float(0.0, 1e9)]
 
 REGISTRY: dict[int, type[Message]] = {}
-
-
-class Since(NamedTuple):
-    """Marks a field that came with protocol `version`; in an older message it has the class' default."""
-
-    version: int
 
 
 class Later(NamedTuple):
@@ -204,7 +210,8 @@ class Synth(Message):
     a whisper"); it takes the place of `prompt_text`. Speech at another `speed` than 1 does not stream: each sentence
     comes as one frame. `deadline_ms` counts from receipt, 0 means the broker's default. `credit` is the number of
     frames the client is ready to receive at once. `owner`: see `AddVoice`. `style` chooses among the model's language
-    models; empty is the default.
+    models; empty is the default. `pieces` is empty for a whole text; else `text` is, and follows in `Piece`s: spoken
+    sentence by sentence (`sentences`), word by word (`interleaved`), or as the model does best (`auto`).
     """
 
     request_id: RequestId
@@ -221,6 +228,7 @@ class Synth(Message):
     instruct: Annotated[str, Instruction, Since(3)] = ""
     owner: Annotated[str, Owner, Since(3)] = ""
     style: Annotated[str, Text(128), Since(3)] = ""
+    pieces: AnyMethod = ""
 
 
 @_message(0x12)
@@ -295,6 +303,34 @@ class Convert(Message):
     prompt: AudioFile
     source: AudioFile
     owner: Annotated[str, Owner] = ""
+
+
+@_message(0x19, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece(Message):
+    """More text of a `Synth` in pieces, cut anywhere. `seq` counts `Piece`, `Flush` and `Finish` together, from 0."""
+
+    request_id: RequestId
+    seq: U32
+    text: Annotated[str, Text(MAX_PIECE)]
+
+
+@_message(0x1A, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class Flush(Message):
+    """What has come of the text is to be spoken to its end now; more may follow, as a sentence of its own."""
+
+    request_id: RequestId
+    seq: U32
+
+
+@_message(0x1B, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class Finish(Message):
+    """There is no more text: as `Flush`, and `End` follows when all is spoken."""
+
+    request_id: RequestId
+    seq: U32
 
 
 SpeechRequest = Synth | Convert
@@ -478,6 +514,15 @@ class VoiceFailed(Message):
     retry_after_ms: U32
 
 
+@_message(0x26, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class Written(Message):
+    """Text in pieces has been spoken: `limit` bytes of it may be sent in all; 16384 before the first of these."""
+
+    request_id: RequestId
+    limit: U63
+
+
 # ---- stage results: worker -> broker (PUSH/PULL), relayed unchanged --------------------------------------------------
 
 
@@ -485,7 +530,8 @@ class VoiceFailed(Message):
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens(Message):
     """Speech tokens of one sentence in order. `final` ends the sentence, `last` the request. llm worker -> broker ->
-    decode worker, or client when the output is tokens."""
+    decode worker, or client when the output is tokens. One without tokens that is not `final` says where a block of
+    text and speech is over, in text that comes in pieces."""
 
     request_id: RequestId
     attempt: U16
@@ -533,7 +579,8 @@ class Audio(Message):
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded(Message):
     """The encode stage's result. `text_ids` holds all sentences' ids end to end, `lengths` how many each has; a
-    conversion has none, but the speech tokens of its source, `source_tokens`, which are decoded as they are.
+    conversion has none, but the speech tokens of its source, `source_tokens`, which are decoded as they are. Text that
+    is to come in pieces has none yet, `pieces` says how it will be spoken.
     `voice_key` is a content hash of the voice features (prompt tokens (n,), prompt mel (2n, 80), embedding (192,))."""
 
     request_id: RequestId
@@ -548,6 +595,7 @@ class Encoded(Message):
     voice_mel: PromptMel
     voice_embedding: Embedding
     source_tokens: Annotated[IntArray, Array(("i4",), MAX_PROMPT_TOKENS), Since(3)] = field(default_factory=_no_tokens)
+    pieces: Method = ""
 
 
 @_message(0x34)
@@ -562,6 +610,22 @@ class StageFailed(Message):
     text: Line
     field: Name
     retryable: Flag
+
+
+@_message(0x35, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedText(Message):
+    """Answers `TextWork`: the ids of its sentences end to end, `lengths` how many each has. All are whole, but for the
+    last one where `whole` is false: of that one, only what nothing that follows can change. `used`: bytes of the text
+    that are done with: those of whole sentences, and what is not to be spoken."""
+
+    request_id: RequestId
+    attempt: U16
+    epoch: Epoch
+    lengths: Lengths
+    whole: Flag
+    used: U32
+    text_ids: TextIds
 
 
 # ---- worker -> broker control ----------------------------------------------------------------------------------------
@@ -649,6 +713,7 @@ class EncodeWork(Message):
     prompt_text: Sentence
     prompt: AudioFile
     instruct: Annotated[str, Instruction, Since(3)] = ""
+    pieces: AnyMethod = ""
 
 
 @_message(0x52)
@@ -657,7 +722,9 @@ class GenerateWork(Message):
     """One request for an llm worker; fields as in `Encoded`. Answered by `Tokens` frames or `StageFailed`.
 
     The worker begins with sentence number `sentence`, of which `done_tokens` are made already, and numbers its frames
-    from `seq` on: all zero and empty, unless it takes over from another worker.
+    from `seq` on: all zero and empty, unless it takes over from another worker. With `pieces` there is no text in it:
+    that follows in `MoreText`, from the beginning of that sentence on, and -1 in `done_tokens` says where a block was
+    over.
     """
 
     request_id: RequestId
@@ -670,6 +737,7 @@ class GenerateWork(Message):
     prompt_text_ids: TextIds
     llm_prompt_tokens: PromptTokens
     done_tokens: SpeechTokens
+    pieces: Method = ""
 
 
 @_message(0x53)
@@ -747,6 +815,33 @@ class ConvertWork(Message):
     source: AudioFile
 
 
+@_message(0x59, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class TextWork(Message):
+    """Text that came in pieces, for an encode worker: from the beginning of a sentence on, all there is so far. With
+    `flush` it ends there. Answered by `EncodedText` or `StageFailed`."""
+
+    request_id: RequestId
+    attempt: U16
+    pieces: Annotated[str, OneOf(METHODS)]
+    flush: Flag
+    text: Annotated[str, Text(TEXT_WINDOW)]
+
+
+@_message(0x5A, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class MoreText(Message):
+    """More ids of the text that a `GenerateWork` in `pieces` is to speak. `final` ends the sentence; `last`, which is
+    said of a sentence without ids, the request."""
+
+    request_id: RequestId
+    attempt: U16
+    sentence: U32
+    final: Flag
+    last: Flag
+    text_ids: TextIds
+
+
 @_message(0x5D, first=3)
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckWork(Message):
@@ -769,7 +864,7 @@ class Forget(Message):
     voice_keys: Annotated[tuple[str, ...], Many(Text(128), MAX_VOICE_KEYS)]
 
 
-StageWork = EncodeWork | ConvertWork | CheckWork | GenerateWork | DecodeWork
+StageWork = EncodeWork | ConvertWork | CheckWork | TextWork | GenerateWork | DecodeWork
 """What a worker may be given of a request."""
 
 _TOKENS_ATTEMPT = [name for name, _ in Tokens.FIELDS].index("attempt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from lighttts import metrics
 from lighttts.config import Config
 from lighttts.daemon import run_daemon
 from lighttts.frontend.encode import ConvertJob, Encoded, EncodeEngine, EncodeJob
-from lighttts.frontend.prompt import VoiceFeatures
+from lighttts.frontend.prompt import Int32, VoiceFeatures
 from lighttts.models.directory import ModelDirectory
 from lighttts.transport import wire
 from lighttts.workers.model import model_name
@@ -22,7 +23,7 @@ from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "encode"
 _NONE = np.zeros(0, np.int32)
-_Work = wire.EncodeWork | wire.ConvertWork | wire.CheckWork
+_Work = wire.EncodeWork | wire.ConvertWork | wire.CheckWork | wire.TextWork
 
 
 class EncodeStage(Stage):
@@ -65,13 +66,19 @@ class EncodeStage(Stage):
         self.made += 1
         return [Result(work, encoded, ends=True)]
 
-    def _encoded(self, work: Work, message: _Work) -> wire.Encoded:
+    def _encoded(self, work: Work, message: _Work) -> wire.Encoded | wire.EncodedText:
+        if isinstance(message, wire.TextWork):
+            live = self._engine.write(message.text, message.pieces, flush=message.flush)
+            ids = np.concatenate([_NONE, *live.sentences])
+            return wire.EncodedText(*work.named, self.epoch, _lengths(live.sentences), live.whole, live.used, ids)
         if isinstance(message, wire.ConvertWork):
             converted = self._engine.convert(ConvertJob(message.source, message.voice, message.prompt))
             return replace(_blank(work, self.epoch, converted.voice), source_tokens=converted.tokens)
         if isinstance(message, wire.CheckWork):
             return _blank(work, self.epoch, self._engine.check(message.prompt, message.prompt_text))
-        job = EncodeJob(message.text, message.voice, message.prompt, message.prompt_text, message.instruct)
+        job = EncodeJob(
+            message.text, message.voice, message.prompt, message.prompt_text, message.instruct, message.pieces
+        )
         encoded = self._engine.encode(job)
         return _text(encoded, _blank(work, self.epoch, encoded.voice))
 
@@ -93,6 +100,8 @@ def _method(message: _Work) -> str:
         return "conversion"
     if isinstance(message, wire.CheckWork):
         return "voice"
+    if isinstance(message, wire.TextWork):
+        return "text"
     if message.instruct.strip():
         return "instruct"
     if message.voice:
@@ -104,11 +113,16 @@ def _text(encoded: Encoded, blank: wire.Encoded) -> wire.Encoded:
     ids = [sentence.ids for sentence in encoded.sentences]
     return replace(
         blank,
-        lengths=tuple(map(len, ids)),
-        text_ids=np.concatenate(ids),
+        lengths=_lengths(ids),
+        text_ids=np.concatenate([_NONE, *ids]),
+        pieces=encoded.pieces,
         prompt_text_ids=encoded.prompt_text_ids,
         llm_prompt_tokens=encoded.llm_prompt_tokens,
     )
+
+
+def _lengths(sentences: Iterable[Int32]) -> tuple[int, ...]:
+    return tuple(map(len, sentences))
 
 
 def _blank(work: Work, epoch: int, voice: VoiceFeatures) -> wire.Encoded:

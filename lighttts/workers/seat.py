@@ -247,11 +247,13 @@ class Seat:
             self._refused("malformed", error.text)
             return
         match message:
-            case wire.Tokens():
+            case wire.Tokens() | wire.MoreText():
                 self._load.feed(message)
             case wire.Alive(epoch=self._boot.epoch):
                 self._answered(message.known)
-            case wire.EncodeWork() | wire.ConvertWork() | wire.CheckWork() | wire.GenerateWork() | wire.DecodeWork():
+            case wire.EncodeWork() | wire.ConvertWork() | wire.CheckWork() | wire.TextWork():
+                self._dispatched(message)
+            case wire.GenerateWork() | wire.DecodeWork():
                 self._dispatched(message)
             case wire.Forget():
                 self._compute.submit(ForgetVoice(message))

@@ -125,7 +125,7 @@ class Stage(ABC):
 
 def work_of(message: wire.Message, seat: int = 0) -> Work:
     """The work a dispatch, feed or abort message of the broker at `seat` names."""
-    if not isinstance(message, wire.StageWork | wire.Tokens | wire.Abort):
+    if not isinstance(message, wire.StageWork | wire.Tokens | wire.MoreText | wire.Abort):
         raise TypeError(f"{type(message).__name__} names no work")
     return Work(message.request_id, message.attempt, seat)
 

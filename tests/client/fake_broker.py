@@ -24,6 +24,7 @@ from lighttts.transport.wire import (
     End,
     EndAck,
     Error,
+    Finish,
     GetStatus,
     Hello,
     ListVoices,
@@ -115,6 +116,8 @@ class FakeBroker:
         self.serving: dict[str, Served] = {}
         self.kept: dict[str, AddVoice] = {}
         """Registered voices, all of one owner."""
+        self.peers: dict[str, bytes] = {}
+        """Who has asked for what."""
         self._handlers: dict[type[Message], Handler] = {**HANDLERS, **(script or {})}
         self._heard = threading.Condition()
         self._sockets = Sockets()
@@ -177,6 +180,8 @@ class FakeBroker:
             self.send_raw(peer, encode(refusal, self.version))
             return
         message = decode(frames)
+        if isinstance(message, SpeechRequest):
+            self.peers[message.request_id] = peer
         handler = self._handlers.get(type(message))
         if handler:
             handler(self, peer, message)
@@ -192,7 +197,14 @@ def welcome(broker: FakeBroker, peer: bytes, message: Hello) -> None:
 def serve(broker: FakeBroker, peer: bytes, message: SpeechRequest) -> None:
     broker.send(peer, Accepted(message.request_id, RATE))
     broker.serving[message.request_id] = served = Served(peer, message, message.credit)
-    broker.pump(served)
+    if not (isinstance(message, Synth) and message.pieces):
+        broker.pump(served)
+
+
+def _finished(broker: FakeBroker, peer: bytes, message: Finish) -> None:
+    served = broker.serving.get(message.request_id)
+    if served:
+        broker.pump(served)
 
 
 def forgotten(broker: FakeBroker, peer: bytes, message: Resume) -> None:
@@ -301,6 +313,7 @@ HANDLERS: dict[type[Message], Handler] = {
     Hello: welcome,
     Resume: forgotten,
     Synth: serve,
+    Finish: _finished,
     Convert: serve,
     Credit: _more_credit,
     Cancel: _cancelled,

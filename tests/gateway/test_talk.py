@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,14 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from lighttts.client import AsyncClient
+from lighttts.gateway import talk
 from lighttts.gateway.keys import new_key, write_keys
-from lighttts.transport.wire import Cancel, Synth
+from lighttts.gateway.quotas import Quotas
+from lighttts.gateway.speech import Speaker, Wish
+from lighttts.gateway.talk import _Conversation
+from lighttts.gateway.texts import Said
+from lighttts.transport.wire import Cancel, Finish, Flush, Message, Piece, Synth
 from tests.client.fake_broker import FakeBroker, begin_only
 from tests.gateway.process import Gateway
 from tests.system.stack import Stack
@@ -62,16 +69,60 @@ def test_sentences_are_spoken_while_the_text_is_still_being_written(gateway: Gat
     assert done["type"] == "done"
 
 
-def test_a_request_is_made_for_what_is_whole_and_the_rest_at_the_end(before_fake: Gateway, fake: FakeBroker) -> None:
+def test_a_text_is_one_request_that_gets_the_pieces_as_they_come(before_fake: Gateway, fake: FakeBroker) -> None:
     with dial(before_fake) as socket:
         say(socket, voice="june", speed=1.5)
-        say(socket, text="Pi is 3.14 or so. And")
-        assert fake.wait_for(Synth).text == "Pi is 3.14 or so."
-        say(socket, text=" more", end=True)
-        heard(socket)
-    second = fake.wait_for(Synth, 2)
-    assert (second.text, second.voice, second.speed) == (" And more", "june", 1.5)
-    assert len(fake.all(Synth)) == 2
+        say(socket, text="Pi is 3.14")
+        asked = fake.wait_for(Synth)
+        assert (asked.text, asked.pieces, asked.voice, asked.speed) == ("", "auto", "june", 1.5)
+        assert fake.wait_for(Piece).text == "Pi is 3.14"
+        say(socket, text=" or so.", flush=True)
+        fake.wait_for(Flush)
+        say(socket, text=" And more", end=True)
+        assert heard(socket)[1]["type"] == "done"
+    fake.wait_for(Finish)
+    assert "".join(piece.text for piece in fake.all(Piece)) == "Pi is 3.14 or so. And more"
+    assert len(fake.all(Synth)) == 1
+
+
+def test_after_a_pause_another_request_goes_on(fake: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> list[Message]:
+        async with AsyncClient(fake.endpoint) as client:
+            said = [Said("One."), None, Said("Two.", end=True)]
+            socket = Silent(said, lambda: fake.wait_for(Finish))
+            speaker = Speaker(client, Quotas())
+            await _Conversation(socket, socket, speaker).hold(None)  # type: ignore[arg-type]
+        return [message for message in fake.received if isinstance(message, Synth | Piece | Finish)]
+
+    monkeypatch.setattr(talk, "PAUSE_S", 0.05)
+    assert [type(message) for message in asyncio.run(run())] == [Synth, Piece, Finish, Synth, Piece, Finish]
+
+
+class Silent:
+    """A dialect and its socket; a None among what is said is a pause, until `over` returns."""
+
+    def __init__(self, said: list[Said | None], over: Callable[[], object]) -> None:
+        self.scope: dict[str, object] = {"state": {}}
+        self._said = said
+        self._over = over
+
+    async def begin(self, socket: object) -> tuple[Wish, str]:
+        return Wish("", voice="june"), "pcm"
+
+    async def text(self, socket: object) -> Said:
+        if not self._said:
+            await asyncio.Event().wait()
+        said = self._said.pop(0)
+        if said is None:
+            await asyncio.to_thread(self._over)
+            return await self.text(socket)
+        return said
+
+    def done(self, tokens: int) -> None:
+        """Says nothing."""
+
+    async def send_bytes(self, piece: bytes) -> None:
+        """Audio."""
 
 
 def test_a_conversation_is_one_file_of_its_format(gateway: Gateway) -> None:
