@@ -36,6 +36,7 @@ TEXT = "The quick brown fox jumps over the lazy dog."
 BODY = json.dumps({"model": "tts-1", "voice": VOICE, "input": TEXT, "response_format": "pcm"}).encode()
 PERCENTILES = (50, 90, 99)
 WANTED_MS = 10.0
+AT_ONCE = 50
 Ask = Callable[[], Awaitable[float]]
 """Has a text spoken; returns seconds until its first audio."""
 
@@ -183,7 +184,8 @@ async def idle(gateway: Gateway, options: argparse.Namespace) -> None:
                 await asyncio.sleep(60)
                 print(f"  after {minute} min: {gateway.resident_mb:.1f} MB", flush=True)
             # All are alive: each still speaks.
-            await asyncio.gather(*(speak(socket) for socket in sockets))
+            for some in range(0, options.sockets, AT_ONCE):
+                await asyncio.gather(*(speak(socket) for socket in sockets[some : some + AT_ONCE]))
             print(f"  after each has spoken: {gateway.resident_mb:.1f} MB", flush=True)
     await asyncio.sleep(1)
     print(f"all gone: {gateway.resident_mb:.1f} MB")
