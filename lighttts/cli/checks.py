@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lighttts.cli.ask import ask_status
 from lighttts.errors import LightTTSError
+from lighttts.gateway.keys import check_access, read_keys
 from lighttts.kernels import missing
 from lighttts.transport.endpoints import connectable, listening
 
@@ -25,11 +26,15 @@ PACKAGES = {
     "audio": ("soundfile",),
     "server": ("pydantic", "pyyaml", "prometheus-client", "redis", "structlog"),
     "worker": ("torch", "tokenizers", "onnxruntime", "soxr", "wetext"),
+    "gateway": ("av", "python-multipart", "starlette", "uvicorn", "websockets"),
 }
+_SPARED = ("gateway",)
+"""Extras that a machine may well be without."""
 _MODULES = {
     "pyzmq": "zmq",
     "pyyaml": "yaml",
     "prometheus-client": "prometheus_client",
+    "python-multipart": "python_multipart",
 }
 FILES_BESIDE_REQUESTS = 256
 """Descriptors a broker needs beyond one for each client."""
@@ -73,7 +78,8 @@ def packages() -> Iterator[Finding]:
                 broken.append(f"{name} ({error})")
         install = "pip install lighttts" if extra == "client" else f"pip install 'lighttts[{extra}]'"
         if broken:
-            yield Finding(Level.PROBLEM, f"packages of {extra} cannot be imported: {', '.join(broken)}; {install}")
+            level = Level.NOTE if extra in _SPARED else Level.PROBLEM
+            yield Finding(level, f"packages of {extra} cannot be imported: {', '.join(broken)}; {install}")
         else:
             versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
             yield Finding(Level.OK, f"packages of {extra}: {versions}")
@@ -143,6 +149,24 @@ def redis(config: Config) -> Iterator[Finding]:
     except ImportError:
         return  # `packages` has told it
     yield from findings(url)
+
+
+def api_keys(config: Config) -> Iterator[Finding]:
+    """Who may use the gateway."""
+    settings = config.gateway
+    try:
+        check_access(settings.host, settings.keys, plain=config.security.allow_plain)
+        keys = read_keys(settings.keys) if settings.keys else None
+    except LightTTSError as error:
+        yield Finding(Level.PROBLEM, error.text)
+        return
+    if keys is None:
+        yield Finding(Level.OK, f"the gateway has no API keys: whoever reaches {settings.host} may use it")
+    elif keys:
+        yield Finding(Level.OK, f"{len(keys)} API key{'s' if len(keys) > 1 else ''} in {settings.keys}")
+    else:
+        text = f"{settings.keys} holds no API key, so that nobody may use the gateway"
+        yield Finding(Level.PROBLEM, f"{text}: make one with `lighttts-cli api-keys add NAME`")
 
 
 def ports(config: Config) -> Iterator[Finding]:

@@ -17,9 +17,10 @@ from lighttts.errors import ConfigError
 from lighttts.gateway.app import make_app
 from lighttts.gateway.body import FORM_MAX_BYTES
 from lighttts.gateway.keyring import KeyRing
+from lighttts.gateway.keys import check_access
+from lighttts.gateway.protocol import PatientProtocol
 from lighttts.logs import get_logger
 from lighttts.notify import notify, watchdog_interval
-from lighttts.transport.endpoints import is_loopback
 
 DRAIN_S = 60
 """Seconds that requests in flight have to finish after the gateway was told to end."""
@@ -59,13 +60,13 @@ def serve(config: Config) -> int:
 async def _serve(config: Config) -> None:
     settings = config.gateway
     keys = KeyRing(settings.keys) if settings.keys else None
-    _check_access(config)
-    with _listen(settings) as listener:
+    check_access(settings.host, settings.keys, plain=config.security.allow_plain)
+    with listen(settings) as listener:
         app = make_app(config, keys)
         server = Server(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=PatientProtocol,
                 ws="websockets-sansio",
                 ws_max_size=FORM_MAX_BYTES,
                 ws_per_message_deflate=False,
@@ -91,19 +92,11 @@ async def _serve(config: Config) -> None:
             watching.cancel()
 
 
-def _check_access(config: Config) -> None:
-    """Without keys only this machine may reach the gateway, unless the configuration says that it is meant so."""
-    settings = config.gateway
-    if settings.keys is None and not is_loopback(f"{settings.host}:0") and not config.security.allow_plain:
-        raise ConfigError(
-            f"gateway.host is {settings.host}, where anybody in the network could use it: make an API key with "
-            "`lighttts-cli api-keys add NAME` and set gateway.keys, or say security.allow_plain"
-        )
-
-
-def _listen(settings: GatewayConfig) -> socket.socket:
+def listen(settings: GatewayConfig) -> socket.socket:
+    """The socket to serve on. Raises `ConfigError`."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Said to be TCP, for only then asyncio has what is written sent at once; else the first audio waits 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))

@@ -140,6 +140,7 @@ def _health() -> Json:
         "/liveness": {"get": _operation("200 while the gateway runs", _json(), _PROBLEM)},
         "/metrics": {"get": _operation("Prometheus metrics", {"text/plain": {"schema": _TEXT}}, _PROBLEM)},
         "/": {"get": _operation("A page to try it with", {"text/html": {"schema": _TEXT}}, _PROBLEM)},
+        "/docs": {"get": _operation("This document as a page", {"text/html": {"schema": _TEXT}}, _PROBLEM)},
         "/openapi.json": {"get": _operation("This document", _json(), _PROBLEM)},
     }
 

@@ -1,4 +1,5 @@
-"""The page at /: type, choose a voice or record one, hear it as it is made."""
+"""The pages for people: at / one to hear it with, at /docs what the OpenAPI document says. Neither needs the other's
+or anybody else's files."""
 
 from __future__ import annotations
 
@@ -16,14 +17,18 @@ from lighttts.gateway.keys import ApiKey
 
 
 def routes(door: Door) -> list[Route]:
-    """The path of the page."""
-    content = files("lighttts.gateway").joinpath("page.html").read_text("utf-8")
+    """The paths of the pages."""
+    return [_route(door, "/", "page.html"), _route(door, "/docs", "docs.html")]
+
+
+def _route(door: Door, path: str, file: str) -> Route:
+    content = files("lighttts.gateway").joinpath(file).read_text("utf-8")
     headers = headers_of(content)
 
     async def page(request: Request, key: ApiKey | None) -> Response:
         return HTMLResponse(content, headers=headers)
 
-    return [door.route("/", page, "GET")]
+    return door.route(path, page, "GET")
 
 
 def headers_of(page: str) -> dict[str, str]:

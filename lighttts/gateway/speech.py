@@ -173,8 +173,7 @@ class Spoken:
                 if not self.tokens:
                     metrics.first_audio.observe(time.monotonic() - began)
                 self.tokens = synthesis.tokens
-                # Compressing takes milliseconds, in which others would wait.
-                if piece := await asyncio.to_thread(encoder.encode, chunk):
+                if piece := await encoder.encode_beside(chunk):
                     yield piece
             if piece := await asyncio.to_thread(encoder.finish):
                 yield piece

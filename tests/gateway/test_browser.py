@@ -90,6 +90,7 @@ def page(chrome: Chrome, gateway: Gateway) -> Page:
 
 def test_a_text_is_heard_and_its_figures_and_waveform_are_shown(page: Page) -> None:
     page.wait_for("voice", "tiny-voice")
+    page.chrome.get_log("browser")  # of the tests before
     assert page.painted() == 0
     page.write("text", LONG)
     page.at("speak").click()
@@ -227,3 +228,14 @@ def test_it_follows_the_colours_that_the_user_prefers(page: Page, scheme: str) -
     ground = page.chrome.execute_script("return getComputedStyle(document.body).backgroundColor")
     bright = [int(part) > 128 for part in re.findall(r"\d+", ground)[:3]]
     assert bright == [scheme == "light"] * 3
+
+
+def test_the_api_is_described_without_resources_from_elsewhere(page: Page) -> None:
+    page.chrome.get_log("browser")  # of the tests before
+    page.chrome.find_element("link text", "API").click()
+    WebDriverWait(page.chrome, PATIENCE_S).until(lambda chrome: chrome.find_elements("css selector", "details"))
+    described = {summary.text for summary in page.chrome.find_elements("css selector", "summary")}
+    assert any("/v1/audio/speech" in text for text in described)
+    page.chrome.find_element("xpath", "//summary[contains(., '/v1/audio/speech')]").click()
+    assert "stream_format" in page.chrome.find_element("css selector", "details[open]").text
+    assert [line for line in page.chrome.get_log("browser") if line["level"] == "SEVERE"] == []
