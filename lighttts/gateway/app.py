@@ -49,7 +49,7 @@ def make_routes(client: AsyncClient, keys: KeyRing | None, origins: tuple[str, .
         *Conversions(speaker, board).routes(openai_door),
         *VoiceDoor(client, speaker).routes(Door(keys, openai_error, VOICE_FIELDS)),
         *Upstream(speaker, board).routes(Door(keys, upstream_problem, UPSTREAM_FIELDS)),
-        *Talk(speaker, origins).routes(Door(keys, problem)),
+        *Talk(speaker, board, origins).routes(Door(keys, problem)),
         *Health(board).routes(open_door, Door(keys, problem)),
         open_door.route("/openapi.json", _openapi, "GET"),
         *page.routes(open_door),

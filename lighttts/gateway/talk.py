@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from lighttts.client import AsyncTalk
+from lighttts.gateway.board import Board
 from lighttts.gateway.connection import ClientGone, unless
 from lighttts.gateway.dialects import Bistream, Dialect, Own
 from lighttts.gateway.door import Door
@@ -19,6 +21,7 @@ from lighttts.gateway.encoders import Encoder
 from lighttts.gateway.failures import Failure, Refused, failure_of
 from lighttts.gateway.keys import ApiKey
 from lighttts.gateway.notes import notes_of
+from lighttts.gateway.openai import OPENAI_MODELS
 from lighttts.gateway.speech import Speaker, Wish
 from lighttts.gateway.texts import Said, Texts
 
@@ -27,6 +30,7 @@ SILENCE_S = 300.0
 PAUSE_S = 15.0
 """Seconds after which a request ends whose client says nothing: it holds places at workers, and the broker would end it
 after 30. What is said later is spoken by another one."""
+MODEL_ALIASES = ("default", *OPENAI_MODELS)
 _POLICY, _INTERNAL, _LATER = 1008, 1011, 1013
 """Codes that a connection is closed with (RFC 6455, and IANA's list)."""
 
@@ -34,8 +38,9 @@ _POLICY, _INTERNAL, _LATER = 1008, 1011, 1013
 class Talk:
     """Serves WebSockets. `origins`: the pages that may open one, beside those of this server itself."""
 
-    def __init__(self, speaker: Speaker, origins: tuple[str, ...]) -> None:
+    def __init__(self, speaker: Speaker, board: Board, origins: tuple[str, ...]) -> None:
         self.speaker = speaker
+        self._board = board
         self._origins = origins
 
     def routes(self, door: Door) -> list[WebSocketRoute]:
@@ -44,6 +49,13 @@ class Talk:
             WebSocketRoute("/ws/speech", _Socket(self, door, Own())),
             WebSocketRoute("/inference_zero_shot_bistream", _Socket(self, door, Bistream())),
         ]
+
+    async def styled(self, wish: Wish) -> Wish:
+        """The wish with the style that its model stands for. Raises `Refused`, `Unavailable`."""
+        style = await self._board.style(wish.style, MODEL_ALIASES) if wish.style else ""
+        if style is None:
+            raise Refused(400, "model_not_found", f"there is no model {wish.style!r} here", field="model")
+        return replace(wish, style=style)
 
     def check_origin(self, socket: WebSocket) -> None:
         """Browsers let any page open a WebSocket to anywhere. Raises `Refused` with 403."""
@@ -72,12 +84,37 @@ class _Socket:
             return
         await socket.accept()
         try:
-            await _Conversation(socket, self._dialect, self._talk.speaker).hold(key)
-            await socket.close()
+            await self._converse(socket, key)
         except (ClientGone, WebSocketDisconnect):
             notes_of(scope).update(error="client_gone")
         except Exception as error:
             await self._fail(socket, failure_of(error))
+
+    async def _converse(self, socket: WebSocket, key: ApiKey | None) -> None:
+        """Speaks one text, or one after another until the client has enough."""
+        wish, kind = await self._begin(socket)
+        while True:
+            notes_of(socket.scope).update(speech=wish.method, format=kind)
+            with self._talk.speaker.admitted(key):
+                tokens = await _Conversation(socket, self._dialect, self._talk.speaker).hold(wish.of(key), kind)
+            # By now nobody listens for more of this text: what comes after this is the next.
+            if said := self._dialect.done(tokens):
+                await socket.send_json(said)
+            if not self._dialect.again:
+                await socket.close()
+                return
+            try:
+                wish, kind = await self._begin(socket)
+            except ClientGone:
+                return
+
+    async def _begin(self, socket: WebSocket) -> tuple[Wish, str]:
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                wish, kind = await self._dialect.begin(socket)
+        except TimeoutError as error:
+            raise _silent() from error
+        return await self._talk.styled(wish), kind
 
     async def _fail(self, socket: WebSocket, failure: Failure) -> None:
         notes_of(socket.scope).update(error=failure.code)
@@ -89,7 +126,7 @@ class _Socket:
 
 
 class _Conversation:
-    """One connection, from its first message to the last audio."""
+    """One text, from its first piece to the last audio."""
 
     def __init__(self, socket: WebSocket, dialect: Dialect, speaker: Speaker) -> None:
         self._socket = socket
@@ -99,16 +136,13 @@ class _Conversation:
         self._encoder: Encoder | None = None
         self._tokens = 0
 
-    async def hold(self, key: ApiKey | None) -> None:
-        """Speaks until all is said. Raises `Refused`, a `LightTTSError`, or `ClientGone`."""
-        with self._speaker.admitted(key):
-            try:
-                async with asyncio.timeout(SILENCE_S):
-                    wish, kind = await self._dialect.begin(self._socket)
-            except TimeoutError as error:
-                raise _silent() from error
-            notes_of(self._socket.scope).update(speech=wish.method, format=kind)
-            await unless(self._listen(), self._speak(wish.of(key), kind))
+    async def hold(self, wish: Wish, kind: str) -> int:
+        """Speaks until all is said; returns how many speech tokens that was.
+
+        Raises `Refused`, a `LightTTSError`, or `ClientGone`.
+        """
+        await unless(self._listen(), self._speak(wish, kind))
+        return self._tokens
 
     async def _listen(self) -> NoReturn:
         """Takes texts as they come, so that a client that leaves is noticed at any time."""
@@ -126,8 +160,6 @@ class _Conversation:
             await self._say(wish, kind)
         if self._encoder:
             await self._send(await asyncio.to_thread(self._encoder.finish))
-        if said := self._dialect.done(self._tokens):
-            await self._socket.send_json(said)
 
     async def _say(self, wish: Wish, kind: str) -> None:
         with self._speaker.talking(wish) as talk:

@@ -91,7 +91,7 @@ def test_after_a_pause_another_request_goes_on(fake: FakeBroker, monkeypatch: py
             said = [Said("One."), None, Said("Two.", end=True)]
             socket = Silent(said, lambda: fake.wait_for(Finish))
             speaker = Speaker(client, Quotas())
-            await _Conversation(socket, socket, speaker).hold(None)  # type: ignore[arg-type]
+            await _Conversation(socket, socket, speaker).hold(Wish(""), "pcm")  # type: ignore[arg-type]
         return [message for message in fake.received if isinstance(message, Synth | Piece | Finish)]
 
     monkeypatch.setattr(talk, "PAUSE_S", 0.05)
@@ -174,7 +174,6 @@ def test_a_client_that_leaves_cancels_what_is_being_spoken() -> None:
         (['{"vioce": "tiny-voice"}'], "invalid_input"),
         (["no json"], "invalid_input"),
         ([b"binary"], "invalid_input"),
-        (["{}", '{"end": true}', '{"text": "more"}'], "done"),
         (["{}", json.dumps({"text": "x" * 65_537})], "invalid_input"),
     ],
 )
@@ -189,7 +188,28 @@ def test_what_is_wrong_is_told_before_the_connection_is_closed(
         with pytest.raises(ConnectionClosed) as closed:
             socket.recv()
         assert closed.value.rcvd
-        assert closed.value.rcvd.code == (1000 if code == "done" else 1008)
+        assert closed.value.rcvd.code == 1008
+
+
+def test_one_connection_serves_many_texts(gateway: Gateway) -> None:
+    with dial(gateway, additional_headers={"X-Request-ID": "many"}) as socket:
+        for style in ({"voice": "tiny-voice"}, {"response_format": "wav"}, {"model": "default", "speed": 1.5}):
+            say(socket, **style)
+            say(socket, text="Hello there.", end=True)
+            audio, done = heard(socket)
+            assert audio
+            assert done["type"] == "done"
+    assert "error" not in gateway.wait_for(lambda line: line.get("request_id") == "many")
+
+
+def test_an_unknown_model_is_refused(gateway: Gateway, prompt_wav: bytes) -> None:
+    with dial(gateway) as socket:
+        say(socket, model="angry")
+        assert heard(socket)[1]["code"] == "model_not_found"
+    with dial(gateway, "/inference_zero_shot_bistream") as socket:
+        say(socket, prompt_text="hello world", tts_model_name="angry")
+        socket.send(prompt_wav)
+        assert "angry" in heard(socket)[1]["error"]
 
 
 def test_only_holders_of_keys_and_pages_of_its_own_are_connected(stack: Stack, tmp_path: Path) -> None:
