@@ -76,12 +76,18 @@ class Endings:
         """The client is gone: nothing more is done for it, unless it comes back soon. Of a text in pieces nobody could
         say how much had come."""
         for request in tuple(self._requests.clients.get(client, {}).values()):
-            if request.in_pieces and request.state not in CLOSED:
-                self.fail(request, Unavailable("the connection broke while the text was being written"), now)
-            if request.in_pieces or request.state in (State.FAILED, State.CANCELLED):
+            if request.in_pieces:
+                self.drop(request, now)
+            elif request.state in (State.FAILED, State.CANCELLED):
                 self.forget(request, now)
             else:
                 self.park(request, now)
+
+    def drop(self, request: Request, now: float) -> None:
+        """Ends a request, at any time, of which nobody is to hear any more."""
+        if request.state not in CLOSED:
+            self.fail(request, Unavailable("the connection broke while the text was being written"), now)
+        self.forget(request, now)
 
     def park(self, request: Request, now: float) -> None:
         """Leaves a request that has not failed to the broker its client comes to; workers are told to drop it."""
