@@ -318,9 +318,10 @@ class FakeRequest:
         return wire.Flush(*head) if letters[1:] else wire.Finish(*head)
 
     @property
-    def told(self) -> bool:
-        """Whether all of its text is said."""
-        return self.said == sum(self.lengths) + len(self.lengths) - 1
+    def writing(self) -> bool:
+        """Whether more of its text is to be said."""
+        told = self.said == sum(self.lengths) + len(self.lengths) - 1
+        return self.live and not told and not self.last_word and not self.cancelled
 
     def resume(self, credit: int) -> wire.Resume:
         """It has a connection again, and room for `credit` frames."""

@@ -110,20 +110,11 @@ class Broker(RuleBasedStateMachine):
                 for request_id in worker.jobs
             ),
             *(partial(self._push, worker) for worker in self.workers.values() if worker.results),
+            *(partial(self._write, request) for request in self._heard_of() if request.writing),
         ]
 
     def _events(self) -> list[Action]:
-        usual = [
-            self._ask,
-            self._write,
-            self._write,
-            self._give_credit,
-            self._acknowledge,
-            self._boot,
-            self._grant_more,
-            self._wait,
-            self._wake,
-        ]
+        usual = [self._ask, self._give_credit, self._acknowledge, self._boot, self._grant_more, self._wait, self._wake]
         usual += [self._come_back] * 2
         troubles = [
             self._cancel,
@@ -164,12 +155,9 @@ class Broker(RuleBasedStateMachine):
         # Refused at once: if the connection breaks before that is heard, the broker knows nothing of it.
         request.forgotten = request.id not in self.harness.core._board.requests
 
-    def _write(self, pick: Pick) -> None:
+    def _write(self, request: FakeRequest, pick: Pick) -> None:
         """A client says more of a text in pieces."""
-        open_ = [r for r in self._heard_of() if r.live and not r.told and not r.last_word and not r.cancelled]
-        if open_:
-            request = pick(open_)
-            self._say(request, request.say(pick(range(1, 4))))
+        self._say(request, request.say(pick(range(1, 4))))
 
     def _give_credit(self, pick: Pick) -> None:
         if open_ := [request for request in self._heard_of() if not request.last_word]:
