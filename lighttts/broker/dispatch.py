@@ -222,6 +222,7 @@ def _generate_work(request: Request, encoded: Encoded) -> GenerateWork:
         encoded.llm_prompt_tokens,
         request.log.unfinished(),
         encoded.pieces,
+        encoded.lead,
     )
 
 

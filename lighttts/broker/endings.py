@@ -92,13 +92,18 @@ class Endings:
         for request in tuple(self._requests.clients.get(client, {}).values()):
             if request.told:
                 self.fail(request, Cancelled("the client is gone"), now)
-                continue
-            if request.in_pieces and request.state not in CLOSED:
-                self.fail(request, Unavailable("the connection broke while the text was being written"), now)
-            if request.in_pieces or request.state in (State.FAILED, State.CANCELLED):
+            elif request.in_pieces:
+                self.drop(request, now)
+            elif request.state in (State.FAILED, State.CANCELLED):
                 self.forget(request, now)
             else:
                 self.park(request, now)
+
+    def drop(self, request: Request, now: float) -> None:
+        """Ends a request, at any time, of which nobody is to hear any more."""
+        if request.state not in CLOSED:
+            self.fail(request, Unavailable("the connection broke while the text was being written"), now)
+        self.forget(request, now)
 
     def park(self, request: Request, now: float) -> None:
         """Leaves a request that has not failed to the broker its client comes to; workers are told to drop it."""

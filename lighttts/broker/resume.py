@@ -69,7 +69,7 @@ class Resumption:
             self._endings.forget(known, now)
             return
         if known and known.in_pieces:
-            self._endings.vanish(known.client, now)
+            self._endings.drop(known, now)
             self._unknown(client, message.request_id)
             return
         if known:

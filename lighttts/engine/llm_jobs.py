@@ -37,6 +37,8 @@ class LiveJob:
     seed: int
     done_tokens: npt.NDArray[np.int32]
     """As in `GenerateJob`, with `FILL` where a block was over. The text is fed again from its beginning."""
+    lead: int = 0
+    """How many of the prompt's text tokens stand before all blocks: an instruction, with models trained so."""
 
 
 @dataclass(frozen=True)

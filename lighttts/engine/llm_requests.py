@@ -104,7 +104,8 @@ class Requests:
                 f"The prompt takes {prompt} positions where the model runs with {self._max_length}; shorten it.",
                 field="prompt",
             )
-        live = Interleave(vocabulary, self._mix, job.prompt_text, job.prompt_tokens, job.done_tokens)
+        lead, text = np.split(job.prompt_text, [job.lead])
+        live = Interleave(vocabulary, self._mix, lead, text, job.prompt_tokens, job.done_tokens)
         return Request(job.key, NOTHING, [], 0, 0, limit=0, position=0, live=live, seed=_as_int64(job.seed))
 
     def grow(self, request: Request) -> bool:

@@ -75,6 +75,8 @@ class Encoded:
     """The flow's prompt and the speaker."""
     pieces: str = ""
     """How text that comes in pieces will be spoken, "sentences" or "interleaved"."""
+    lead: int = 0
+    """How many of the prompt's text ids stand before all blocks of text and speech, where these are interleaved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +132,12 @@ class EncodeEngine:
         pieces = self._best if job.pieces == "auto" else job.pieces
         prompt_text_ids, llm_tokens, voice = self._preset(job.voice) if job.voice else self._prompt(job)
         if job.instruct.strip():
-            return Encoded(sentences, self._instructions.encode(job.instruct), _NONE, voice, pieces)
+            instruct = self._instructions.encode(job.instruct)
+            return Encoded(sentences, instruct, _NONE, voice, pieces, self._instructions.lead(instruct))
         if self._instructions.needed(prompt_text_ids, [sentence.ids for sentence in sentences] or [_NONE]):
             prompt_text_ids = np.concatenate((self._instructions.plain, prompt_text_ids))
-        return Encoded(sentences, prompt_text_ids, llm_tokens, voice, pieces)
+        lead = self._instructions.lead(prompt_text_ids)
+        return Encoded(sentences, prompt_text_ids, llm_tokens, voice, pieces, lead)
 
     def write(self, text: str, method: str, *, flush: bool) -> LiveIds:
         """Text that comes in pieces: see `LiveText.encode`."""

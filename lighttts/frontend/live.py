@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -114,7 +115,15 @@ class _End(NamedTuple):
 
 def _sentence_end(text: str, start: int, measure: Measure, flush: bool) -> _End | None:
     """Where the sentence that begins at `start` ends; None if that cannot be told yet, or there is none."""
-    rest = text[start:]
+    # A sentence is seldom longer than this; to look through all that follows, for each, would take its square in time.
+    near = text[start : start + 3 * measure.most]
+    if start + len(near) < len(text) and (end := _end_within(near, start, measure, flush=False)):
+        return end
+    return _end_within(text[start:], start, measure, flush)
+
+
+def _end_within(rest: str, start: int, measure: Measure, flush: bool) -> _End | None:
+    """Where the sentence at the beginning of `rest` ends, which stands at `start` of the text."""
     words = _words(rest, flush=flush)
     begin = words[0].start if words else 0
     for index, word in enumerate(words):
@@ -130,7 +139,7 @@ def _sentence_end(text: str, start: int, measure: Measure, flush: bool) -> _End 
                 break
             if _quiet(rest, words, index) or length >= 2 * measure.most:
                 return _End(start + word.end, closed=False)
-    return _End(len(text), closed=True) if flush and rest else None
+    return _End(start + len(rest), closed=True) if flush and rest else None
 
 
 def _words(text: str, *, flush: bool) -> list[_Word]:
@@ -164,6 +173,12 @@ def _spoken(text: str, end: int, apart: bool) -> str:
     said = ""
     for begin, stop in zip([0, *borders], [*borders, end], strict=True):
         part = tidy(text[begin:stop])
-        spoken = part.strip() if has_marks(part) else as_spoken(part)
+        spoken = part.strip() if has_marks(part) else _as_spoken(part)
         said += " " * (part[:1].isspace() and bool(said) and bool(spoken)) + spoken
     return said
+
+
+@lru_cache(maxsize=20_000)
+def _as_spoken(part: str) -> str:
+    """The same words are asked for with every piece that comes behind them."""
+    return as_spoken(part)

@@ -580,7 +580,8 @@ class Audio(Message):
 class Encoded(Message):
     """The encode stage's result. `text_ids` holds all sentences' ids end to end, `lengths` how many each has; a
     conversion has none, but the speech tokens of its source, `source_tokens`, which are decoded as they are. Text that
-    is to come in pieces has none yet, `pieces` says how it will be spoken.
+    is to come in pieces has none yet, `pieces` says how it will be spoken; of `prompt_text_ids`, the first `lead` stand
+    before all blocks of text and speech.
     `voice_key` is a content hash of the voice features (prompt tokens (n,), prompt mel (2n, 80), embedding (192,))."""
 
     request_id: RequestId
@@ -596,6 +597,7 @@ class Encoded(Message):
     voice_embedding: Embedding
     source_tokens: Annotated[IntArray, Array(("i4",), MAX_PROMPT_TOKENS), Since(3)] = field(default_factory=_no_tokens)
     pieces: Method = ""
+    lead: Annotated[int, Int(0, MAX_TEXT_IDS), Since(3)] = 0
 
 
 @_message(0x34)
@@ -738,6 +740,7 @@ class GenerateWork(Message):
     llm_prompt_tokens: PromptTokens
     done_tokens: SpeechTokens
     pieces: Method = ""
+    lead: Annotated[int, Int(0, MAX_TEXT_IDS), Since(3)] = 0
 
 
 @_message(0x53)

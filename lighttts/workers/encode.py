@@ -116,6 +116,7 @@ def _text(encoded: Encoded, blank: wire.Encoded) -> wire.Encoded:
         lengths=_lengths(ids),
         text_ids=np.concatenate([_NONE, *ids]),
         pieces=encoded.pieces,
+        lead=encoded.lead if encoded.pieces else 0,
         prompt_text_ids=encoded.prompt_text_ids,
         llm_prompt_tokens=encoded.llm_prompt_tokens,
     )

@@ -121,7 +121,7 @@ class LiveGeneration(Generation):
     def _feed(self, engine: LLMEngine, part: wire.MoreText) -> None:
         if self._begun != self.sentence:
             prompt_text, prompt = self.message.prompt_text_ids, self.message.llm_prompt_tokens
-            engine.open(LiveJob(self.work, prompt_text, prompt, self._seed, self._done))
+            engine.open(LiveJob(self.work, prompt_text, prompt, self._seed, self._done, self.message.lead))
             self._begun = self.sentence
         engine.feed(self.work, part.text_ids, last=part.final)
 

@@ -110,6 +110,7 @@ class Broker(RuleBasedStateMachine):
                 for request_id in worker.jobs
             ),
             *(partial(self._push, worker) for worker in self.workers.values() if worker.results),
+            *(partial(self._write, request) for request in self._heard_of() if request.writing),
         ]
 
     def _events(self) -> list[Action]:
@@ -139,16 +140,24 @@ class Broker(RuleBasedStateMachine):
 
     def _ask(self, pick: Pick) -> None:
         client, credit, converts = pick(CLIENTS), pick(range(21)), pick([False, False, True])
+        live = not converts and pick([True, False])
         output = pick(wire.DECODED if converts else wire.OUTPUTS)
         self._connect(client, pick)
         lengths = tuple(pick(range(1, 5)) for _ in range(1 if converts else pick(range(1, 4))))
-        request = FakeRequest(f"r{len(self.requests)}", client, output, lengths, credit, self.harness.now)
+        request = FakeRequest(
+            f"r{len(self.requests)}", client, output, (*lengths, 0) if live else lengths, credit, self.harness.now, live
+        )
         # A worker that is dead already takes what it is sent with it, until the broker notices.
         request.losses = {worker.loss for worker in self.workers.values() if not worker.working}
         self.requests[request.id] = request
-        self._say(request, (convert if converts else synth)(request.id, output=output, credit=credit))
+        text = {"text": "", "pieces": "auto"} if live else {}
+        self._say(request, (convert if converts else synth)(request.id, output=output, credit=credit, **text))
         # Refused at once: if the connection breaks before that is heard, the broker knows nothing of it.
         request.forgotten = request.id not in self.harness.core._board.requests
+
+    def _write(self, request: FakeRequest, pick: Pick) -> None:
+        """A client says more of a text in pieces."""
+        self._say(request, request.say(pick(range(1, 4))))
 
     def _give_credit(self, pick: Pick) -> None:
         if open_ := [request for request in self._heard_of() if not request.last_word]:
@@ -191,7 +200,8 @@ class Broker(RuleBasedStateMachine):
         for request in self.requests.values():
             if request.client == client and not request.last_word:
                 request.severed = self.harness.now
-                request.gone = request.gone or request.cancelled
+                # Text in pieces is not gone on with.
+                request.gone = request.gone or request.cancelled or request.live
 
     def _notice(self, pick: Pick) -> None:
         """What is sent to lost connections shows from now on that nobody is there."""
@@ -428,11 +438,15 @@ class Broker(RuleBasedStateMachine):
         elif isinstance(message, wire.StageWork):
             worker.granted -= 1
             assert worker.granted >= 0, "more work than granted"
-            assert worker.stage == {"E": "encode", "C": "encode", "G": "llm", "D": "decode"}[type(message).__name__[0]]
+            stage = {"E": "encode", "C": "encode", "T": "encode", "G": "llm", "D": "decode"}
+            assert worker.stage == stage[type(message).__name__[0]]
             worker.jobs[message.request_id] = Speech(message, self.requests[message.request_id].lengths)
         elif isinstance(message, wire.Tokens):
             if message.request_id in worker.jobs:
                 worker.jobs[message.request_id].receive(message)
+        elif isinstance(message, wire.MoreText):
+            if message.request_id in worker.jobs:
+                worker.jobs[message.request_id].write(message)
         elif isinstance(message, wire.Abort):
             job = worker.jobs.get(message.request_id)
             if job and job.work.attempt == message.attempt:
@@ -452,7 +466,9 @@ class Broker(RuleBasedStateMachine):
         for request_id, request in board.requests.live.items():
             waits_for_store = request.state is State.RECEIVED and request_id in self.harness.unanswered
             waits_for_client = request.state is State.FLUSHING and not request.outbox.covered()
-            assert waits_for_store or request_id in queued or request.holders or waits_for_client
+            waits_for_text = request.state is State.ENCODED and request.live is not None and request.live.rests
+            waits = waits_for_store or waits_for_client or waits_for_text
+            assert waits or request_id in queued or request.holders
             assert self.harness.now <= request.deadline + 1.0
             assert request.outbox.credit >= 0
             fake = self.requests[request_id]

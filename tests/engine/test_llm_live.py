@@ -67,17 +67,18 @@ class Sentence:
         self.number = number
         self.text = ids(random.integers(0, 50, number * 3 % 23))
         self.prompt_text = ids(random.integers(0, 50, number % 8))
+        self.lead = min(number % 3, len(self.prompt_text))
         self.prompt = ids(random.integers(0, 100, number * 7 % 50))
         self.seed = number * 7919
 
     def job(self, done: Sequence[int] = ()) -> LiveJob:
-        return LiveJob(self.number, self.prompt_text, self.prompt, self.seed, ids(done))
+        return LiveJob(self.number, self.prompt_text, self.prompt, self.seed, ids(done), self.lead)
 
 
 def blocks(sentence: Sentence) -> Iterator[tuple[list[int], list[int], bool]]:
     """Text, prompt's speech and whether it is the rest, of each part of the sequence: as upstream's training lays them
     out, of which the prompt is the beginning."""
-    text, speech = [*sentence.prompt_text, *sentence.text], [*sentence.prompt]
+    text, speech = [*sentence.prompt_text[sentence.lead :], *sentence.text], [*sentence.prompt]
     whole = len(text) // 5
     for part in range(whole):
         yield text[5 * part : 5 * part + 5], speech[15 * part : 15 * part + 15], False
@@ -89,7 +90,7 @@ def reference(number: int) -> tuple[int, ...]:
     """The plain loop, without cache or batch: what is made, FILL where a block is over."""
     sentence, lm = Sentence(number), model()
     vocabulary = lm.vocabulary
-    sequence, made = [vocabulary.sos], []
+    sequence, made = [vocabulary.sos, *sentence.prompt_text[: sentence.lead]], []
     for text, prompt, rest in blocks(sentence):
         sequence += [*text, vocabulary.task_id] if rest else text
         sequence += [vocabulary.speech_offset + token for token in prompt]
@@ -168,7 +169,8 @@ def test_the_samples_hold_early_and_forced_fills_and_ends_with_and_without_rest(
     lengths = [length for log in logs for length in map(len, _runs(log))]
     assert 15 in lengths
     assert any(0 < length < 15 for length in lengths)
-    assert {len(Sentence(number).text) + len(Sentence(number).prompt_text) for number in range(24)} & {5, 10, 15, 20}
+    texts = [len(s.text) + len(s.prompt_text) - s.lead for s in map(Sentence, range(24))]
+    assert {*texts} & {5, 10, 15, 20}
 
 
 def _runs(log: Sequence[int]) -> list[list[int]]:

@@ -68,6 +68,12 @@ def work(method: str, **changes: object) -> wire.GenerateWork:
     return replace(message, **changes)  # type: ignore[arg-type]
 
 
+def test_an_instruction_stands_before_all_blocks() -> None:
+    taken = work("interleaved", lead=2)
+    frames = spoken(taken, parts(4))
+    assert log_of(frames, 0) == interleaved(0, lead=2) != interleaved(0)
+
+
 def parts(cuts: int, first: int = 0) -> list[wire.MoreText]:
     """The sentences from number `first` on, in parts of `cuts` ids, and the end."""
     found = [
@@ -111,9 +117,9 @@ def log_of(frames: list[wire.Tokens], sentence: int) -> list[int]:
     return log
 
 
-def interleaved(number: int) -> list[int]:
+def interleaved(number: int, lead: int = 0) -> list[int]:
     engine, log = llm_engine(slots=1), []
-    engine.open(LiveJob("alone", PROMPT_TEXT, PROMPT, sentence_seed(42, number), NO_TOKENS))
+    engine.open(LiveJob("alone", PROMPT_TEXT, PROMPT, sentence_seed(42, number), NO_TOKENS, lead))
     engine.feed("alone", SENTENCES[number], last=True)
     while engine.busy:
         for step in engine.step():
