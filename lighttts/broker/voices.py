@@ -261,7 +261,7 @@ class VoiceDesk:
 
     def _found(self, request: Request, answer: Answer, now: float) -> None:
         """The voice that a request names; if there is none, an encode worker may know it, or says what it knows."""
-        if self._board.requests.live.get(request.id) is not request or request.state is not State.ADMITTED:
+        if self._board.requests.live.get(request.id) is not request:
             return
         if isinstance(answer, Voiced):
             (voice,) = answer.voices

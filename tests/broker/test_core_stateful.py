@@ -32,17 +32,22 @@ from lighttts.broker.endings import MOST
 from lighttts.broker.instructions import Fetch
 from lighttts.broker.outbox import Channel
 from lighttts.broker.requests import State
+from lighttts.broker.voice_records import VoiceRecord, digest_of
 from lighttts.errors import Unavailable
 from lighttts.transport import wire
 from lighttts.transport.wire import STAGES, Message
 from tests.broker.actors import FakeRequest, FakeWorker, Pick, Speech
 from tests.broker.harness import convert, raw, synth
 from tests.broker.mortal import MortalHarness
+from tests.broker.shelf import ROOM
 
 CLIENTS = ("c0", "c1")
 MOST_REQUESTS = 6
 MOST_CREDIT = 256
 DEADLINE_S = 30.0
+RECORDING = b"RIFF of a registered voice"
+REGISTERED = VoiceRecord("", "mine", "What I say.", False, 0.0, len(RECORDING), digest_of(RECORDING), "key")
+"""A voice that requests name as well as the preset one; its store answers whenever it comes to that."""
 MOST_WORKERS = 8
 RUN = 10
 RUNS = 100
@@ -63,6 +68,8 @@ class Broker(RuleBasedStateMachine):
         self.harness = MortalHarness(
             deadline_s=DEADLINE_S, no_worker_s=8.0, expiry_s=3.0, stall_s=3.0, max_requests=MOST_REQUESTS
         )
+        self.harness.voices_answer = False
+        self.harness.shelf.put(REGISTERED, RECORDING, ROOM, over=False)
         self.connections: dict[str, bytes] = {}
         """The routing id of each client that has a connection."""
         self.broken: list[bytes] = []
@@ -103,6 +110,7 @@ class Broker(RuleBasedStateMachine):
             *(partial(self._stored, request_id) for request_id in self.harness.unanswered),
             *(partial(self._fetched, fetch) for fetch in self.harness.fetches),
             *([self._catch_up] if self.harness.store.late else []),
+            *([self._voices_answer] if self.harness.questions else []),
             *(
                 partial(self._advance, worker, request_id)
                 for worker in self.workers.values()
@@ -150,8 +158,10 @@ class Broker(RuleBasedStateMachine):
         # A worker that is dead already takes what it is sent with it, until the broker notices.
         request.losses = {worker.loss for worker in self.workers.values() if not worker.working}
         self.requests[request.id] = request
+        voice = pick(["anna", REGISTERED.name])
         text = {"text": "", "pieces": "auto"} if live else {}
-        self._say(request, (convert if converts else synth)(request.id, output=output, credit=credit, **text))
+        asked = (convert if converts else synth)(request.id, output=output, credit=credit, voice=voice, **text)
+        self._say(request, asked)
         # Refused at once: if the connection breaks before that is heard, the broker knows nothing of it.
         request.forgotten = request.id not in self.harness.core._board.requests
 
@@ -247,6 +257,9 @@ class Broker(RuleBasedStateMachine):
 
     def _catch_up(self, pick: Pick) -> None:
         self.harness.store.catch_up()
+
+    def _voices_answer(self, pick: Pick) -> None:
+        self.harness.answer_voices()
 
     def _fetched(self, fetch: Fetch, pick: Pick) -> None:
         self.harness.fetches.remove(fetch)
@@ -437,6 +450,8 @@ class Broker(RuleBasedStateMachine):
             return
         elif isinstance(message, wire.StageWork):
             worker.granted -= 1
+            if isinstance(message, wire.EncodeWork | wire.ConvertWork):
+                assert (message.voice, message.prompt) in (("anna", b""), ("", RECORDING)), "not a voice workers know"
             assert worker.granted >= 0, "more work than granted"
             stage = {"E": "encode", "C": "encode", "T": "encode", "G": "llm", "D": "decode"}
             assert worker.stage == stage[type(message).__name__[0]]
@@ -467,7 +482,8 @@ class Broker(RuleBasedStateMachine):
             waits_for_store = request.state is State.RECEIVED and request_id in self.harness.unanswered
             waits_for_client = request.state is State.FLUSHING and not request.outbox.covered()
             waits_for_text = request.state is State.ENCODED and request.live is not None and request.live.rests
-            waits = waits_for_store or waits_for_client or waits_for_text
+            waits_for_voice = request.state is State.ADMITTED and bool(self.harness.questions)
+            waits = waits_for_store or waits_for_client or waits_for_text or waits_for_voice
             assert waits or request_id in queued or request.holders
             assert self.harness.now <= request.deadline + 1.0
             assert request.outbox.credit >= 0
