@@ -27,7 +27,9 @@ _REFUSALS = {
     "413": "The body is too large.",
     "422": "A field is missing, or its value cannot be.",
     "429": "The API key's quota is used up; see Retry-After.",
+    "502": "A worker failed.",
     "503": "Overloaded, or no broker or worker; see Retry-After.",
+    "504": "The request took longer than it may.",
 }
 
 

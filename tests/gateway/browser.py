@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from selenium.webdriver import Chrome, ChromeOptions
@@ -23,4 +24,4 @@ def open_browser(profile: Path) -> Chrome:
     options.add_argument(f"--user-data-dir={profile}")
     options.add_argument("--window-size=1000,1300")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return Chrome(options, Service("/usr/bin/chromedriver"))
+    return Chrome(options, Service(shutil.which("chromedriver")))
