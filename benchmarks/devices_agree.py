@@ -24,7 +24,8 @@ from safetensors.numpy import load_file
 from lighttts.engine.decode import DecodeEngine, VoicePrompt
 from lighttts.engine.decode_paged import PagedDecodeEngine
 from lighttts.engine.decode_streams import DecodeStreams
-from lighttts.engine.llm import GenerateJob, LLMEngine
+from lighttts.engine.llm import LLMEngine
+from lighttts.engine.llm_jobs import GenerateJob, LiveJob
 from lighttts.models.causal_hift import CausalHiFTGenerator
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import load_flow
@@ -47,6 +48,25 @@ def tokens(directory: ModelDirectory, device: torch.device) -> list[list[int]]:
     made: list[list[int]] = [[] for _ in range(REQUESTS)]
     while engine.busy:
         for step in engine.step():
+            made[int(str(step.key))].extend(step.tokens)
+    return made
+
+
+def live_tokens(directory: ModelDirectory, device: torch.device) -> list[list[int]]:
+    """Speech tokens of sentences that run together and whose text comes three ids at a time."""
+    engine = LLMEngine(load_llm(directory, device), slots=REQUESTS, max_length=300, prefill_tokens=64)
+    none = np.zeros(0, np.int32)
+    texts = {seed: np.random.default_rng(seed).integers(0, 50, 17).astype(np.int32) for seed in range(REQUESTS)}
+    for seed in texts:
+        engine.open(LiveJob(seed, none, none, seed, none))
+    made: list[list[int]] = [[] for _ in range(REQUESTS)]
+    while texts or engine.busy:
+        for seed, text in list(texts.items()):
+            engine.feed(seed, text[:3], last=len(text) <= 3)
+            texts[seed] = text[3:]
+            if len(text) <= 3:
+                del texts[seed]
+        for step in (step for _ in range(7) if engine.busy for step in engine.step()):
             made[int(str(step.key))].extend(step.tokens)
     return made
 
@@ -109,6 +129,9 @@ def main() -> None:
     directory = ModelDirectory.open(GOLDEN / f"cosyvoice{options.version}-tiny")
     pairs = list(zip(tokens(directory, cpu), tokens(directory, device), strict=True))
     print(f"token sequences equal: {sum(a == b for a, b in pairs)} of {len(pairs)}")
+    pairs = list(zip(live_tokens(directory, cpu), live_tokens(directory, device), strict=True))
+    equal, made = sum(a == b for a, b in pairs), sum(len(a) for a, _ in pairs)
+    print(f"those of text in pieces: {equal} of {len(pairs)}, {made} tokens")
     mel, audio = speech(directory, plain(directory, cpu))
     for engine in (plain, paged):
         for name, a, b in zip(
