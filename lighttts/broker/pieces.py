@@ -49,6 +49,8 @@ class Pieces:
         if live is None or request.encoded is None:
             return
         if live.due and not self._dispatcher.concerned("encode", request):
+            # Else a result that comes twice would be taken for that of the text that is encoded next.
+            request.renumber("encode")
             self._dispatcher.enter("encode", request, now)
         self._speak(request, live, live.conclude(), now)
 

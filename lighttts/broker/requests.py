@@ -83,6 +83,8 @@ PATHS: dict[tuple[type[Message], str], tuple[str, ...]] = {
 }
 """The stages that a request passes through, by what it is and its output."""
 
+ATTEMPTS = 1 << 16
+"""Numbers of attempts, as messages have them."""
 ROWS_PER_SECOND = {"mel": 50, "tokens": 25}
 """Rows of an output in a second of speech; those of audio are the sample rate."""
 
@@ -209,6 +211,10 @@ class Request:
         if self.asked.voice:
             return "preset"
         return "zero_shot" if self.asked.prompt_text else "cross_lingual"
+
+    def renumber(self, stage: str) -> None:
+        """Its next work at `stage` is another attempt: results of the one before are then known to be late."""
+        self.attempts[stage] = (self.attempts[stage] + 1) % ATTEMPTS
 
     def move(self, state: State, now: float) -> None:
         """Changes the state. Raises `InternalError` with the history when the table does not allow it."""

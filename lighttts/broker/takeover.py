@@ -48,7 +48,7 @@ class Takeover:
             self._endings.fail(request, cause, now)
             return
         request.deaths[stage] += died
-        request.attempts[stage] += 1
+        request.renumber(stage)
         self._step.log("warning", "work taken over", request_id=request.id, stage=stage, deaths=request.deaths[stage])
         self._dispatcher.enter(stage, request, now, first=True)
 

@@ -11,11 +11,31 @@ import pytest
 from lighttts.broker.instructions import Metric
 from lighttts.broker.outbox import Channel
 from lighttts.broker.pieces import SILENCE_S
+from lighttts.broker.requests import ATTEMPTS
 from lighttts.transport import wire
 from tests.broker.harness import CLIENT, SAMPLE_RATE, Harness, audio, encoded, synth
 
 NONE = np.zeros(0, np.int32)
 ALIVE = [(b"encode-1", 1), (b"llm-2", 2), (b"decode-3", 3)]
+
+
+NOW = ATTEMPTS - 1
+"""Stands for the number of the encode work at hand: each has its own."""
+
+
+class Writing(Harness):
+    """A core that writes `NOW` for the number of its encode work, and reads it so."""
+
+    def result(self, *messages: wire.Message) -> None:
+        for message in messages:
+            request = self.core._board.requests.live.get("r1")
+            if isinstance(message, wire.EncodedText) and message.attempt == NOW and request:
+                message = replace(message, attempt=request.attempts["encode"])
+            super().result(message)
+
+    def take(self, peer: bytes) -> list[wire.Message]:
+        taken = super().take(peer)
+        return [replace(work, attempt=NOW) if isinstance(work, wire.TextWork) else work for work in taken]
 
 
 def ids(*values: int) -> np.ndarray:
@@ -31,7 +51,7 @@ def voice(attempt: int = 0, method: str = "interleaved", epoch: int = 1) -> wire
     return replace(encoded("r1", epoch, attempt), lengths=(), text_ids=NONE, pieces=method)
 
 
-def made(*lengths: int, used: int, whole: bool = True, attempt: int = 0, epoch: int = 1) -> wire.EncodedText:
+def made(*lengths: int, used: int, whole: bool = True, attempt: int = NOW, epoch: int = 1) -> wire.EncodedText:
     """What an encode worker makes of text: ids 0, 1, 2, ... in sentences of these lengths."""
     text = np.arange(sum(lengths), dtype=np.int32)
     return wire.EncodedText("r1", attempt, epoch, lengths, whole, used, text)
@@ -52,13 +72,13 @@ def more(sentence: int, *values: int, final: bool = False, last: bool = False, a
     return wire.MoreText("r1", attempt, sentence, final, last, ids(*values))
 
 
-def work(text: str, *, flush: bool = False, attempt: int = 0, method: str = "interleaved") -> wire.TextWork:
+def work(text: str, *, flush: bool = False, attempt: int = NOW, method: str = "interleaved") -> wire.TextWork:
     return wire.TextWork("r1", attempt, method, flush, text)
 
 
 @pytest.fixture
 def harness() -> Harness:
-    harness = Harness()
+    harness = Writing()
     harness.stack(credit=8)
     return harness
 
@@ -155,16 +175,29 @@ def test_another_llm_worker_gets_the_text_and_the_blocks_of_the_sentence_that_is
     assert begun.take(b"llm-12") == [more(1, final=True, attempt=1), more(2, final=True, last=True, attempt=1)]
 
 
+def test_a_result_that_comes_twice_counts_once(begun: Harness) -> None:
+    begun.result(voice())
+    begun.say(wire.Piece("r1", 0, "One"))
+    begun.take(b"encode-1")
+    first = begun.core._board.requests.live["r1"].attempts["encode"]
+    begun.say(wire.Piece("r1", 1, " two"))
+    for _ in range(2):
+        begun.result(made(1, used=0, whole=False, attempt=first))
+    assert begun.take(b"encode-1") == [work("One two")]
+    assert begun.take(b"llm-2") == [generate(), more(0, 0)]
+    assert begun.take(CLIENT) == []
+
+
 def test_another_encode_worker_gets_the_text_that_has_come_meanwhile(begun: Harness) -> None:
     begun.say(wire.Piece("r1", 0, "One"))
     begun.take(b"encode-1")
     begun.say(wire.Piece("r1", 1, " two"))
     begun.worker("encode", 11)
     begun.carry_out(begun.core.gone(Channel.WORKERS, b"encode-1", begun.now))
-    assert begun.take(b"encode-11") == [work("One two", attempt=1)]
+    assert begun.take(b"encode-11") == [work("One two")]
     begun.result(made(1, used=0, attempt=0))
     assert begun.counted[Metric.REFUSED, "stale_epoch"] == 1
-    begun.result(made(1, used=0, whole=False, attempt=1, epoch=11))
+    begun.result(made(1, used=0, whole=False, epoch=11))
     assert begun.take(b"llm-2") == [generate(), more(0, 0)]
 
 
@@ -328,7 +361,7 @@ def test_whoever_comes_back_before_the_loss_is_noticed_is_told_so_too(begun: Har
 def test_a_record_that_a_dead_broker_left_is_removed(harness: Harness) -> None:
     harness.say(opened())
     saved = harness.store.requests["r1"]
-    other = Harness()
+    other = Writing()
     other.stack()
     other.say(wire.Resume("r1", True, 0, 0, 9))
     other.carry_out(other.core.fetched("r1", saved, other.now))
