@@ -18,6 +18,7 @@ from lighttts.client import AsyncClient
 from lighttts.config import Config
 from lighttts.gateway import page
 from lighttts.gateway.board import Board
+from lighttts.gateway.conversions import Conversions
 from lighttts.gateway.door import Door
 from lighttts.gateway.failures import failure_of, openai_error, problem, upstream_problem
 from lighttts.gateway.health import Health
@@ -41,8 +42,10 @@ def make_routes(client: AsyncClient, keys: KeyRing | None, origins: tuple[str, .
     board = Board(client)
     speaker = Speaker(client, Quotas())
     open_door = Door(None, problem)
+    openai_door = Door(keys, openai_error, OPENAI_FIELDS)
     return [
-        *OpenAI(speaker, board).routes(Door(keys, openai_error, OPENAI_FIELDS)),
+        *OpenAI(speaker, board).routes(openai_door),
+        *Conversions(speaker, board).routes(openai_door),
         *Upstream(speaker, board).routes(Door(keys, upstream_problem, UPSTREAM_FIELDS)),
         *Talk(speaker, origins).routes(Door(keys, problem)),
         *Health(board).routes(open_door, Door(keys, problem)),

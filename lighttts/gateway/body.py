@@ -19,8 +19,10 @@ JSON_MAX_BYTES = 1 << 20
 FIELD_MAX_BYTES = 512 << 10
 """Longest text in a form, as on the wire."""
 FIELDS_MAX = 16
-FORM_MAX_BYTES = MAX_AUDIO_FILE + (2 << 20)
-"""A recording and its texts, with what a form has around them."""
+TEXTS_MAX_BYTES = 2 << 20
+"""The texts of a form, with what it has around them and around files."""
+FORM_MAX_BYTES = MAX_AUDIO_FILE + TEXTS_MAX_BYTES
+"""A recording and its texts."""
 BODY_S = 60.0
 """Seconds that a client has to send all of it."""
 
@@ -32,11 +34,14 @@ async def read_body(request: Request) -> bytes:
 
 
 @asynccontextmanager
-async def read_form(request: Request) -> AsyncGenerator[FormData, None]:
-    """A form in either encoding; its files are closed at the end. Raises `Refused`, `HTTPException`, `ClientGone`."""
-    async with _bounded(request, FORM_MAX_BYTES) as bounded:
+async def read_form(request: Request, files: int = 1) -> AsyncGenerator[FormData, None]:
+    """A form in either encoding with at most so many `files`, which are closed at the end.
+
+    Raises `Refused`, `HTTPException`, `ClientGone`.
+    """
+    async with _bounded(request, files * MAX_AUDIO_FILE + TEXTS_MAX_BYTES) as bounded:
         try:
-            form = await bounded.form(max_files=1, max_fields=FIELDS_MAX, max_part_size=FIELD_MAX_BYTES)
+            form = await bounded.form(max_files=files, max_fields=FIELDS_MAX, max_part_size=FIELD_MAX_BYTES)
         except (FormParserError, UnicodeDecodeError) as error:
             raise Refused(400, "invalid_input", "the body is no form that can be read") from error
     try:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -64,6 +65,14 @@ class Refused(Exception):
     def __init__(self, status: int, code: str, text: str, *, field: str = "", retry_after: float | None = None) -> None:
         super().__init__(text)
         self.failure = Failure(status, code, text, field, retry_after)
+
+
+def invalid(error: ValidationError) -> Refused:
+    """What is told of fields that are not as they should be: the first of them, and never what it held."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else ""
+    text = f"{field}: {first['msg']}" if field else first["msg"]
+    return Refused(400, "invalid_input", text, field=field)
 
 
 Shape = Callable[[Failure], Response]

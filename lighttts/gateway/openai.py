@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import json
-from collections.abc import AsyncGenerator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,17 +9,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lighttts.errors import LightTTSError
 from lighttts.gateway.board import Board
 from lighttts.gateway.body import read_body
 from lighttts.gateway.connection import Streamed
 from lighttts.gateway.door import Door
 from lighttts.gateway.encoders import MEDIA_TYPES
-from lighttts.gateway.failures import Refused, failure_of, openai_content
+from lighttts.gateway.failures import Refused, invalid
 from lighttts.gateway.keys import ApiKey
-from lighttts.gateway.speech import Speaker, Spoken, Wish
+from lighttts.gateway.speech import Speaker, Wish
+from lighttts.gateway.sse import event_stream
 
-OPENAI_FIELDS = {"text": "input"}
+OPENAI_FIELDS = {"text": "input", "instruct": "instructions", "source": "file"}
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 """Names that programs written for OpenAI ask for: they get the model that is served."""
 
@@ -68,17 +64,14 @@ class OpenAI:
 
     async def _speech(self, request: Request, key: ApiKey | None) -> Response:
         asked = _parsed(await read_body(request))
-        if asked.instructions:
-            text = "the model that is served takes no instructions: leave them out"
-            raise Refused(400, "unsupported", text, field="instructions")
-        style = await self._style(asked.model)
+        style = await check_model(self._board, asked.model)
         voice = asked.voice if isinstance(asked.voice, str) else asked.voice.id
-        wish = Wish(asked.input, voice=voice, speed=asked.speed, style=style)
+        instruct = (asked.instructions or "").strip()
+        wish = Wish(asked.input, voice=voice, speed=asked.speed, instruct=instruct, style=style)
         spoken, first = await self._speaker.begin(request, wish, asked.response_format, key)
         if asked.stream_format == "audio":
             return Streamed(first, spoken.pieces, MEDIA_TYPES[asked.response_format], {})
-        headers = {"Cache-Control": "no-cache"}
-        return Streamed(_delta(first), _events(spoken), "text/event-stream", headers)
+        return event_stream(spoken, first)
 
     async def _voices(self, request: Request, key: ApiKey | None) -> Response:
         voices = await self._board.voices()
@@ -90,16 +83,18 @@ class OpenAI:
 
     async def _model(self, request: Request, key: ApiKey | None) -> Response:
         name = request.path_params["model"]
-        await self._style(name)
+        await check_model(self._board, name)
         return JSONResponse(_model_object(name))
 
-    async def _style(self, name: str) -> str:
-        style = await self._board.style(name, OPENAI_MODELS)
-        if style is None:
-            known = ", ".join((await self._board.model(), *await self._board.styles(), *OPENAI_MODELS))
-            text = f"there is no model {name!r} here; what is served answers to: {known}"
-            raise Refused(404, "model_not_found", text, field="model")
-        return style
+
+async def check_model(board: Board, name: str) -> str:
+    """The style that model `name` stands for, "" for the first. Raises `Refused` with 404 if there is no such model."""
+    style = await board.style(name, OPENAI_MODELS)
+    if style is None:
+        known = ", ".join((await board.model(), *await board.styles(), *OPENAI_MODELS))
+        text = f"there is no model {name!r} here; what is served answers to: {known}"
+        raise Refused(404, "model_not_found", text, field="model")
+    return style
 
 
 def _model_object(name: str) -> dict[str, object]:
@@ -110,28 +105,4 @@ def _parsed(body: bytes) -> SpeechRequest:
     try:
         return SpeechRequest.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
-        text = f"{field}: {first['msg']}" if field else first["msg"]
-        raise Refused(400, "invalid_input", text, field=field) from None
-
-
-def _delta(piece: bytes) -> bytes:
-    return _event({"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode("ascii")})
-
-
-async def _events(spoken: Spoken) -> AsyncGenerator[bytes, None]:
-    async with contextlib.aclosing(spoken.pieces) as pieces:
-        try:
-            async for piece in pieces:
-                yield _delta(piece)
-        except LightTTSError as error:
-            yield _event({"type": "error", **openai_content(failure_of(error))})
-            return
-    # Texts become tokens behind the broker, which does not tell how many.
-    usage = {"input_tokens": 0, "output_tokens": spoken.tokens, "total_tokens": spoken.tokens}
-    yield _event({"type": "speech.audio.done", "usage": usage})
-
-
-def _event(content: dict[str, object]) -> bytes:
-    return f"data: {json.dumps(content)}\n\n".encode()
+        raise invalid(error) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lighttts import __version__
+from lighttts.gateway.conversions import ConversionForm
 from lighttts.gateway.encoders import MEDIA_TYPES
 from lighttts.gateway.openai import SpeechRequest
 
@@ -43,9 +44,16 @@ def _openai() -> Json:
     schema["properties"]["voice"] = {"anyOf": [_TEXT, {"type": "object", "properties": {"id": _TEXT}}]}
     del schema["$defs"]
     body: Json = {"application/json": {"schema": schema}}
+    form = ConversionForm.model_json_schema()
+    form["properties"] |= {"file": _FILE, "prompt": _FILE}
+    form["required"] = ["file"]
+    recordings: Json = {"multipart/form-data": {"schema": form}}
     name: Json = {"name": "model", "in": "path", "required": True, "schema": _TEXT}
     return {
         "/v1/audio/speech": {"post": _operation("Speak a text, streamed", audio, "application/json", body)},
+        "/v1/audio/conversions": {
+            "post": _operation("Say a recording in another voice, streamed", audio, "application/json", recordings)
+        },
         "/v1/audio/voices": {"get": _operation("The preset voices", _json(), "application/json")},
         "/v1/models": {"get": _operation("The model that is served", _json(), "application/json")},
         "/v1/models/{model}": {
@@ -59,10 +67,14 @@ def _upstream() -> Json:
     zero_shot = _form({"tts_text": _TEXT, "prompt_text": _TEXT, "prompt_wav": _FILE}, optional)
     cross_lingual = _form({"tts_text": _TEXT, "prompt_wav": _FILE}, {})
     preset = _form({"tts_text": _TEXT, "spk_id": _TEXT}, {})
+    instruct = _form({"tts_text": _TEXT, "instruct_text": _TEXT, "prompt_wav": _FILE}, {})
+    preset_instruct = _form({"tts_text": _TEXT, "spk_id": _TEXT, "instruct_text": _TEXT}, {})
     return {
         "/inference_zero_shot": _both("Speak in a prompt's voice; int16 samples", _SAMPLES, zero_shot),
         "/inference_cross_lingual": _both("The same without the prompt's text", _SAMPLES, cross_lingual),
         "/inference_sft": _both("Speak in a preset voice; int16 samples", _SAMPLES, preset),
+        "/inference_instruct": _both("Speak in a preset voice as it is told; int16 samples", _SAMPLES, preset_instruct),
+        "/inference_instruct2": _both("Speak in a prompt's voice as it is told; int16 samples", _SAMPLES, instruct),
         "/query_tts_model": _both("The model that is served", _json(), None),
     }
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 from starlette.requests import Request
 
@@ -22,24 +23,67 @@ from lighttts.gateway.quotas import Quotas
 SERVICE = "gateway"
 
 
+class Asked(Protocol):
+    """What a client asks for."""
+
+    @property
+    def method(self) -> str:
+        """As the broker calls it."""
+
+    def ask(self, client: AsyncClient) -> AsyncSynthesis:
+        """Asks for it, as int16 samples. Raises `InvalidInput`."""
+
+
 @dataclass(frozen=True)
 class Wish:
-    """What a client asks for: `text` in the voice of a `prompt` (an audio file) or in a preset `voice`; where that is
-    empty, in the broker's first."""
+    """`text` in the voice of a `prompt` (an audio file) or in a preset `voice`; where that is empty, in the broker's
+    first. `instruct` says how to speak, in words."""
 
     text: str
     voice: str = ""
     prompt: bytes | None = None
     prompt_text: str = ""
     speed: float = 1.0
+    instruct: str = ""
     style: str = ""
 
     @property
     def method(self) -> str:
         """As the broker calls it."""
+        if self.instruct:
+            return "instruct"
         if self.prompt is None:
             return "preset"
         return "zero_shot" if self.prompt_text else "cross_lingual"
+
+    def ask(self, client: AsyncClient) -> AsyncSynthesis:
+        """Asks for it, as int16 samples. Raises `InvalidInput`."""
+        return client.synthesize(
+            self.text,
+            voice=self.voice or None,
+            prompt=self.prompt,
+            prompt_text=self.prompt_text,
+            instruct=self.instruct,
+            style=self.style,
+            speed=self.speed,
+            format="s16",
+        )
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is said in `source`, an audio file, in another voice; `prompt` and `voice` as in a `Wish`."""
+
+    source: bytes
+    voice: str = ""
+    prompt: bytes | None = None
+    speed: float = 1.0
+
+    method: ClassVar[str] = "conversion"
+
+    def ask(self, client: AsyncClient) -> AsyncSynthesis:
+        """Asks for it, as int16 samples. Raises `InvalidInput`."""
+        return client.convert(self.source, voice=self.voice or None, prompt=self.prompt, speed=self.speed, format="s16")
 
 
 class Speaker:
@@ -49,7 +93,7 @@ class Speaker:
         self._client = client
         self._quotas = quotas
 
-    async def begin(self, request: Request, wish: Wish, kind: str, key: ApiKey | None) -> tuple[Spoken, bytes]:
+    async def begin(self, request: Request, wish: Asked, kind: str, key: ApiKey | None) -> tuple[Spoken, bytes]:
         """Speech in format `kind` with its first bytes: only then it is known that there is any.
 
         Raises `Refused`, a `LightTTSError`, or `ClientGone`.
@@ -67,18 +111,10 @@ class Speaker:
         return self._quotas.admitted(key)
 
     @contextmanager
-    def asked(self, wish: Wish) -> Iterator[AsyncSynthesis]:
+    def asked(self, wish: Asked) -> Iterator[AsyncSynthesis]:
         """A request at the broker, which is cancelled if it is not over at the end, counted in all metrics."""
         with _counted(wish.method):
-            synthesis = self._client.synthesize(
-                wish.text,
-                voice=wish.voice or None,
-                prompt=wish.prompt,
-                prompt_text=wish.prompt_text,
-                speed=wish.speed,
-                style=wish.style,
-                format="s16",
-            )
+            synthesis = wish.ask(self._client)
             try:
                 yield synthesis
             finally:
@@ -88,12 +124,12 @@ class Speaker:
 class Spoken:
     """`pieces`: its bytes, never empty ones; to be closed. `tokens`: speech tokens spoken so far (25 a second)."""
 
-    def __init__(self, speaker: Speaker, request: Request, wish: Wish, kind: str, key: ApiKey | None) -> None:
+    def __init__(self, speaker: Speaker, request: Request, wish: Asked, kind: str, key: ApiKey | None) -> None:
         self.tokens = 0
         self.pieces = self._encoded(speaker, notes_of(request.scope), wish, kind, key)
 
     async def _encoded(
-        self, speaker: Speaker, notes: dict[str, object], wish: Wish, kind: str, key: ApiKey | None
+        self, speaker: Speaker, notes: dict[str, object], wish: Asked, kind: str, key: ApiKey | None
     ) -> AsyncGenerator[bytes, None]:
         with speaker.admitted(key), speaker.asked(wish) as synthesis:
             notes.update(synthesis=synthesis.request_id, speech=wish.method, format=kind)

@@ -22,9 +22,10 @@ from lighttts.gateway.failures import Refused
 from lighttts.gateway.keys import ApiKey
 from lighttts.gateway.speech import Speaker, Wish
 
-UPSTREAM_FIELDS = {"text": "tts_text", "voice": "spk_id", "prompt": "prompt_wav"}
+UPSTREAM_FIELDS = {"text": "tts_text", "voice": "spk_id", "prompt": "prompt_wav", "instruct": "instruct_text"}
 DEFAULT_MODEL = "default"
-_TRUTHS = {"true", "false", "1", "0", "on", "off", "yes", "no"}
+_TRUTHS = {"true", "false", "t", "f", "1", "0", "on", "off", "yes", "no", "y", "n"}
+"""What FastAPI takes for a truth value."""
 
 
 class Upstream:
@@ -40,6 +41,8 @@ class Upstream:
             door.route("/inference_zero_shot", self._zero_shot, "GET", "POST"),
             door.route("/inference_cross_lingual", self._cross_lingual, "GET", "POST"),
             door.route("/inference_sft", self._preset, "GET", "POST"),
+            door.route("/inference_instruct", self._preset_instruct, "GET", "POST"),
+            door.route("/inference_instruct2", self._instruct, "GET", "POST"),
             door.route("/query_tts_model", self._models, "GET", "POST"),
         ]
 
@@ -65,6 +68,17 @@ class Upstream:
     async def _preset(self, request: Request, key: ApiKey | None) -> Response:
         async with read_form(request) as form:
             wish = Wish(_text(form, "tts_text"), voice=_text(form, "spk_id"))
+        return await self._spoken(request, wish, key)
+
+    async def _preset_instruct(self, request: Request, key: ApiKey | None) -> Response:
+        async with read_form(request) as form:
+            wish = Wish(_text(form, "tts_text"), voice=_text(form, "spk_id"), instruct=_text(form, "instruct_text"))
+        return await self._spoken(request, wish, key)
+
+    async def _instruct(self, request: Request, key: ApiKey | None) -> Response:
+        async with read_form(request) as form:
+            prompt = await read_upload(form, "prompt_wav")
+            wish = Wish(_text(form, "tts_text"), prompt=prompt, instruct=_text(form, "instruct_text"))
         return await self._spoken(request, wish, key)
 
     async def _models(self, request: Request, key: ApiKey | None) -> Response:

@@ -70,15 +70,24 @@ def test_events_carry_the_audio_and_end_with_the_usage(api: openai.OpenAI) -> No
     assert done["usage"]["output_tokens"] > 0
 
 
-def test_speed_and_voice_reach_the_broker() -> None:
+def test_speed_voice_and_instructions_reach_the_broker() -> None:
     with (
         FakeBroker() as broker,
         Gateway(broker.endpoint) as gateway,
         openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none") as api,
     ):
         api.audio.speech.create(model="tts-1", voice={"id": "june"}, input=TEXT, speed=2.0)
-        asked = broker.wait_for(Synth)
-    assert (asked.text, asked.voice, asked.speed, asked.sample_type) == (TEXT, "june", 2.0, "s16")
+        api.audio.speech.create(model="tts-1", voice="june", input=TEXT, instructions=" Whisper. ")
+        first, second = broker.wait_for(Synth), broker.wait_for(Synth, 2)
+    assert (first.text, first.voice, first.speed, first.sample_type) == (TEXT, "june", 2.0, "s16")
+    assert (first.instruct, second.instruct) == ("", "Whisper.")
+
+
+def test_instructions_are_spoken_by(api: openai.OpenAI) -> None:
+    def speech(**more: str) -> bytes:
+        return api.audio.speech.create(model="tts-1", voice="tiny-voice", input=LONG, **more).content  # type: ignore[arg-type]
+
+    assert speech(response_format="pcm", instructions="In a whisper.")
 
 
 def test_the_served_model_is_listed_and_can_be_asked_for(api: openai.OpenAI) -> None:
@@ -102,7 +111,7 @@ def test_the_voices_are_listed(api: openai.OpenAI) -> None:
         ({"input": "  "}, openai.BadRequestError, "input", "invalid_input"),
         ({"speed": 4.0}, openai.BadRequestError, "speed", "invalid_input"),
         ({"response_format": "amr"}, openai.BadRequestError, "response_format", "invalid_input"),
-        ({"instructions": "Whisper."}, openai.BadRequestError, "instructions", "unsupported"),
+        ({"instructions": "<|endofprompt|>"}, openai.BadRequestError, "instructions", "invalid_input"),
         ({"extra_body": {"sped": 1}}, openai.BadRequestError, "sped", "invalid_input"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

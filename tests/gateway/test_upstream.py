@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
+import json
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import pytest
 import requests
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from tests.gateway.process import Gateway
 
@@ -35,6 +42,59 @@ def test_lighttts_zero_shot(gateway: Gateway, prompt_wav: bytes, stream: bool) -
         audio = samples(response)
     assert len(audio) > 0
     assert np.abs(audio.astype(int)).max() > 0
+
+
+def test_lighttts_s_load_test_has_a_slash_behind_the_path(gateway: Gateway, prompt_wav: bytes) -> None:
+    def ask(number: int) -> tuple[int, bool]:
+        data = {"tts_text": TEXT, "prompt_text": "hello world", "stream": True}
+        url = f"{gateway.url}/inference_zero_shot/"
+        audio, first = bytearray(), False
+        with requests.post(url, files=file_of(prompt_wav), data=data, stream=True) as response:
+            for chunk in response.iter_content(chunk_size=4096):
+                first = first or bool(chunk)
+                audio.extend(chunk)
+        return len(audio), first
+
+    with ThreadPoolExecutor(4) as pool:
+        for length, first in pool.map(ask, range(4)):
+            assert first
+            assert length / 2 / 24000 > 0
+
+
+def test_lighttts_bistream_example(gateway: Gateway, prompt_wav: bytes) -> None:
+    """Sends and receives at the same time, as LightTTS's example does, until the server closes the connection."""
+    pieces = ["The quick brown fox, ", "which had a gift, jumps", " over the lazy dog.", " Then it laughs."] * 4
+
+    async def talk() -> bytearray:
+        audio = bytearray()
+        async with connect(f"{gateway.url.replace('http', 'ws')}/inference_zero_shot_bistream", proxy=None) as socket:
+            await socket.send(json.dumps({"prompt_text": "hello world"}))
+            await socket.send(prompt_wav)
+
+            async def send_texts() -> None:
+                for piece in pieces:
+                    await socket.send(json.dumps({"tts_text": piece}))
+                    await asyncio.sleep(0)
+                await socket.send(json.dumps({"finish": True}))
+
+            async def receive_audio() -> None:
+                with contextlib.suppress(ConnectionClosed):
+                    while True:
+                        audio.extend(await socket.recv(decode=False))
+
+            await asyncio.gather(send_texts(), receive_audio())
+        return audio
+
+    assert len(np.frombuffer(asyncio.run(talk()), dtype=np.int16)) > 0
+
+
+@pytest.mark.parametrize("stream", ["true", "False", "1", "0", "yes", "n"])
+def test_httpx_s_form(gateway: Gateway, prompt_wav: bytes, stream: str) -> None:
+    data = {"tts_text": TEXT, "prompt_text": "hello world", "stream": stream, "tts_model_name": "default"}
+    url = f"{gateway.url}/inference_zero_shot"
+    with httpx.stream("POST", url, data=data, files=file_of(prompt_wav), timeout=60) as response:
+        assert response.status_code == 200
+        assert sum(map(len, response.iter_bytes())) > 0
 
 
 def test_lighttts_models_and_speed(gateway: Gateway, prompt_wav: bytes) -> None:
@@ -67,11 +127,13 @@ def test_lighttts_metrics(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("mode", ["sft", "zero_shot", "cross_lingual"])
+@pytest.mark.parametrize("mode", ["sft", "zero_shot", "cross_lingual", "instruct", "instruct2"])
 def test_cosyvoice_modes(gateway: Gateway, prompt_wav: bytes, method: str, mode: str) -> None:
     payload = {"tts_text": TEXT}
     files = None
-    if mode == "sft":
+    if mode.startswith("instruct"):
+        payload["instruct_text"] = "Speak softly.<|endofprompt|>" if mode == "instruct2" else "Speak softly."
+    if mode in ("sft", "instruct"):
         payload["spk_id"] = "tiny-voice"
     else:
         files = [("prompt_wav", ("prompt_wav", io.BytesIO(prompt_wav), "application/octet-stream"))]
@@ -91,6 +153,8 @@ def test_cosyvoice_modes(gateway: Gateway, prompt_wav: bytes, method: str, mode:
         ("zero_shot", {"stream": "perhaps"}, 422, "stream"),
         ("zero_shot", {"tts_model_name": "other"}, 400, "tts_model_name"),
         ("sft", {"spk_id": "nobody"}, 400, "spk_id"),
+        ("instruct", {"instruct_text": ""}, 422, "instruct_text"),
+        ("instruct2", {"instruct_text": "<|endofprompt|>"}, 400, "instruct_text"),
     ],
 )
 def test_a_wrong_form_is_refused_in_words_that_both_kinds_of_client_find(
