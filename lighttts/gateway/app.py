@@ -1,9 +1,8 @@
-"""The gateway as an ASGI application: all doors, around one connection to the broker."""
+"""The gateway as an ASGI application: all doors for HTTP, around one connection to the broker."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,8 +13,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from lighttts.client import AsyncClient
-from lighttts.config import Config
 from lighttts.gateway import page
 from lighttts.gateway.board import Board
 from lighttts.gateway.conversions import Conversions
@@ -27,7 +24,6 @@ from lighttts.gateway.keyring import KeyRing
 from lighttts.gateway.keys import ApiKey
 from lighttts.gateway.openai import OPENAI_FIELDS, OpenAI
 from lighttts.gateway.openapi import document
-from lighttts.gateway.quotas import Quotas
 from lighttts.gateway.speech import Speaker
 from lighttts.gateway.talk import Talk
 from lighttts.gateway.upstream import UPSTREAM_FIELDS, Upstream
@@ -37,10 +33,8 @@ CORS_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", "traceparent")
 CORS_EXPOSED = ("X-Request-ID", "Retry-After")
 
 
-def make_routes(client: AsyncClient, keys: KeyRing | None, origins: tuple[str, ...] = ()) -> list[BaseRoute]:
-    """All doors, around `client`."""
-    board = Board(client)
-    speaker = Speaker(client, Quotas())
+def make_routes(speaker: Speaker, board: Board, keys: KeyRing | None, origins: tuple[str, ...] = ()) -> list[BaseRoute]:
+    """All doors for HTTP, around the connection to the broker of `speaker` and `board`."""
     open_door = Door(None, problem)
     openai_door = Door(keys, openai_error, OPENAI_FIELDS)
     return [
@@ -54,22 +48,13 @@ def make_routes(client: AsyncClient, keys: KeyRing | None, origins: tuple[str, .
     ]
 
 
-def make_app(config: Config, keys: KeyRing | None) -> ASGIApp:
-    """The application; it connects to the brokers when it is started."""
-    client = AsyncClient(config.brokers, keys=config.security.keys)
-    routes = make_routes(client, keys, config.gateway.cors_origins)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        async with client:
-            yield
-
+def make_app(speaker: Speaker, board: Board, keys: KeyRing | None, origins: tuple[str, ...]) -> ASGIApp:
+    """The application. `origins`: the pages of other origins that may use it."""
     return Journal(
         Starlette(
-            routes=routes,
-            middleware=_middleware(config.gateway.cors_origins),
+            routes=make_routes(speaker, board, keys, origins),
+            middleware=_middleware(origins),
             exception_handlers={HTTPException: _refuse},
-            lifespan=lifespan,
         )
     )
 

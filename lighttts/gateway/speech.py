@@ -37,7 +37,7 @@ class Asked(Protocol):
 @dataclass(frozen=True)
 class Wish:
     """`text` in the voice of a `prompt` (an audio file) or in a preset `voice`; where that is empty, in the broker's
-    first. `instruct` says how to speak, in words."""
+    first. `instruct` says how to speak, in words; `deadline`: seconds that it may take, None for the broker's own."""
 
     text: str
     voice: str = ""
@@ -46,6 +46,7 @@ class Wish:
     speed: float = 1.0
     instruct: str = ""
     style: str = ""
+    deadline: float | None = None
 
     @property
     def method(self) -> str:
@@ -67,23 +68,33 @@ class Wish:
             style=self.style,
             speed=self.speed,
             format="s16",
+            deadline=self.deadline,
         )
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is said in `source`, an audio file, in another voice; `prompt` and `voice` as in a `Wish`."""
+    """What is said in `source`, an audio file, in another voice; `prompt`, `voice` and `deadline` as in a
+    `Wish`."""
 
     source: bytes
     voice: str = ""
     prompt: bytes | None = None
     speed: float = 1.0
+    deadline: float | None = None
 
     method: ClassVar[str] = "conversion"
 
     def ask(self, client: AsyncClient) -> AsyncSynthesis:
         """Asks for it, as int16 samples. Raises `InvalidInput`."""
-        return client.convert(self.source, voice=self.voice or None, prompt=self.prompt, speed=self.speed, format="s16")
+        return client.convert(
+            self.source,
+            voice=self.voice or None,
+            prompt=self.prompt,
+            speed=self.speed,
+            format="s16",
+            deadline=self.deadline,
+        )
 
 
 class Speaker:
@@ -98,7 +109,7 @@ class Speaker:
 
         Raises `Refused`, a `LightTTSError`, or `ClientGone`.
         """
-        spoken = Spoken(self, request, wish, kind, key)
+        spoken = Spoken(self, notes_of(request.scope), wish, kind, key)
         try:
             first = await unless_gone(request.receive, _first(spoken.pieces))
         except BaseException:
@@ -122,11 +133,13 @@ class Speaker:
 
 
 class Spoken:
-    """`pieces`: its bytes, never empty ones; to be closed. `tokens`: speech tokens spoken so far (25 a second)."""
+    """`pieces`: its bytes, never empty ones; to be closed. `tokens`: speech tokens spoken so far (25 a second);
+    `sample_rate`: samples a second, known with the first piece. `notes` are for the log line of the request."""
 
-    def __init__(self, speaker: Speaker, request: Request, wish: Asked, kind: str, key: ApiKey | None) -> None:
+    def __init__(self, speaker: Speaker, notes: dict[str, object], wish: Asked, kind: str, key: ApiKey | None) -> None:
         self.tokens = 0
-        self.pieces = self._encoded(speaker, notes_of(request.scope), wish, kind, key)
+        self.sample_rate = 0
+        self.pieces = self._encoded(speaker, notes, wish, kind, key)
 
     async def _encoded(
         self, speaker: Speaker, notes: dict[str, object], wish: Asked, kind: str, key: ApiKey | None
@@ -134,7 +147,8 @@ class Spoken:
         with speaker.admitted(key), speaker.asked(wish) as synthesis:
             notes.update(synthesis=synthesis.request_id, speech=wish.method, format=kind)
             began = time.monotonic()
-            encoder = Encoder(kind, await synthesis.sample_rate())
+            self.sample_rate = await synthesis.sample_rate()
+            encoder = Encoder(kind, self.sample_rate)
             async for chunk in synthesis:
                 if not self.tokens:
                     metrics.first_audio.observe(time.monotonic() - began)

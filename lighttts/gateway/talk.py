@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
-from typing import NoReturn
+from typing import NamedTuple, NoReturn, Protocol
 from urllib.parse import urlsplit
 
 from starlette.routing import WebSocketRoute
@@ -69,7 +69,7 @@ class _Socket:
             return
         await socket.accept()
         try:
-            await _Conversation(socket, self._dialect, self._talk.speaker).hold(key)
+            await Conversation(_SocketPeer(socket, self._dialect), self._talk.speaker).hold(key)
             await socket.close()
         except (ClientGone, WebSocketDisconnect):
             notes_of(scope).update(error="client_gone")
@@ -85,15 +85,66 @@ class _Socket:
             await socket.close(_LATER if again else _POLICY if failure.status < 500 else _INTERNAL)
 
 
-class _Conversation:
-    """One connection, from its first message to the last audio."""
+class Said(NamedTuple):
+    """A piece of text; `flush`: what has been said so far is to be spoken now; `end`: nothing follows."""
 
-    def __init__(self, socket: WebSocket, dialect: Dialect, speaker: Speaker) -> None:
+    text: str = ""
+    flush: bool = False
+    end: bool = False
+
+
+class Peer(Protocol):
+    """Who speaks with the gateway, over whatever it is."""
+
+    @property
+    def notes(self) -> dict[str, object]:
+        """What the log line will say."""
+
+    async def begin(self) -> tuple[Wish, str]:
+        """What each text is to be spoken with, and the audio format. Raises `Refused`, `ClientGone`."""
+
+    async def said(self) -> Said:
+        """What it says next; after the end returns only when it says more. Raises `Refused`, `ClientGone`."""
+
+    async def send(self, piece: bytes, sample_rate: int) -> None:
+        """Sends a piece of audio."""
+
+    async def done(self, tokens: int) -> None:
+        """Says that it was the last."""
+
+
+class _SocketPeer:
+    """One at a WebSocket."""
+
+    def __init__(self, socket: WebSocket, dialect: Dialect) -> None:
         self._socket = socket
         self._dialect = dialect
+        self.notes = notes_of(socket.scope)
+
+    async def begin(self) -> tuple[Wish, str]:
+        return await self._dialect.begin(self._socket)
+
+    async def said(self) -> Said:
+        text, end = await self._dialect.text(self._socket)
+        return Said(text, end=end)
+
+    async def send(self, piece: bytes, sample_rate: int) -> None:
+        await self._socket.send_bytes(piece)
+
+    async def done(self, tokens: int) -> None:
+        if said := self._dialect.done(tokens):
+            await self._socket.send_json(said)
+
+
+class Conversation:
+    """One connection, from its first message to the last audio."""
+
+    def __init__(self, peer: Peer, speaker: Speaker) -> None:
+        self._peer = peer
         self._speaker = speaker
         self._texts = Texts()
         self._encoder: Encoder | None = None
+        self._rate = 0
         self._tokens = 0
 
     async def hold(self, key: ApiKey | None) -> None:
@@ -101,10 +152,10 @@ class _Conversation:
         with self._speaker.admitted(key):
             try:
                 async with asyncio.timeout(SILENCE_S):
-                    wish, kind = await self._dialect.begin(self._socket)
+                    wish, kind = await self._peer.begin()
             except TimeoutError as error:
                 raise _silent() from error
-            notes_of(self._socket.scope).update(speech=wish.method, format=kind)
+            self._peer.notes.update(speech=wish.method, format=kind)
             await unless(self._listen(), self._speak(wish, kind))
 
     async def _listen(self) -> NoReturn:
@@ -113,11 +164,13 @@ class _Conversation:
             silence = None if self._texts.ended else SILENCE_S
             try:
                 async with asyncio.timeout(silence):
-                    piece, last = await self._dialect.text(self._socket)
+                    said = await self._peer.said()
             except TimeoutError as error:
                 raise _silent() from error
-            self._texts.add(piece)
-            if last:
+            self._texts.add(said.text)
+            if said.flush:
+                self._texts.flush()
+            if said.end:
                 self._texts.end()
 
     async def _speak(self, wish: Wish, kind: str) -> None:
@@ -125,19 +178,19 @@ class _Conversation:
             await self._say(replace(wish, text=text), kind)
         if self._encoder:
             await self._send(await asyncio.to_thread(self._encoder.finish))
-        if said := self._dialect.done(self._tokens):
-            await self._socket.send_json(said)
+        await self._peer.done(self._tokens)
 
     async def _say(self, wish: Wish, kind: str) -> None:
         with self._speaker.asked(wish) as synthesis:
-            self._encoder = self._encoder or Encoder(kind, await synthesis.sample_rate())
+            self._rate = await synthesis.sample_rate()
+            self._encoder = self._encoder or Encoder(kind, self._rate)
             async for chunk in synthesis:
                 await self._send(await asyncio.to_thread(self._encoder.encode, chunk))
             self._tokens += synthesis.tokens
 
     async def _send(self, piece: bytes) -> None:
         if piece:
-            await self._socket.send_bytes(piece)
+            await self._peer.send(piece, self._rate)
 
 
 def _silent() -> Refused:

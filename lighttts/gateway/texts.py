@@ -20,6 +20,7 @@ class Texts:
 
     def __init__(self) -> None:
         self._pending = ""
+        self._flushed = 0
         self.ended = False
         self._changed = asyncio.Event()
 
@@ -30,6 +31,11 @@ class Texts:
         if len(self._pending) + len(piece) > PENDING_MAX:
             raise Refused(413, "too_large", f"more than {PENDING_MAX} characters wait to be spoken: send them later")
         self._pending += piece
+        self._changed.set()
+
+    def flush(self) -> None:
+        """What has come is whole."""
+        self._flushed = len(self._pending)
         self._changed.set()
 
     def end(self) -> None:
@@ -49,10 +55,12 @@ class Texts:
 
     def _cut(self) -> str:
         """Takes what can be spoken now from what is pending, "" if nothing can."""
-        at = len(self._pending) if self.ended else max((end.end() for end in _END.finditer(self._pending)), default=0)
+        ends = [self._flushed, *(end.end() for end in _END.finditer(self._pending))]
+        at = len(self._pending) if self.ended else max(ends)
         if not at and len(self._pending) > LONGEST:
             at = self._pending.rfind(" ") + 1 or len(self._pending)
         ready, self._pending = self._pending[:at], self._pending[at:]
+        self._flushed = max(0, self._flushed - at)
         return ready
 
 
