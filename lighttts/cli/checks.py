@@ -25,11 +25,17 @@ PACKAGES = {
     "audio": ("soundfile",),
     "server": ("pydantic", "pyyaml", "prometheus-client", "redis", "structlog"),
     "worker": ("torch", "tokenizers", "onnxruntime", "soxr", "wetext"),
+    "gateway": ("av", "starlette", "uvicorn", "websockets", "python-multipart", "grpcio", "grpcio-tools"),
 }
+OPTIONAL = {"gateway"}
+"""Extras that a machine of workers does without."""
 _MODULES = {
     "pyzmq": "zmq",
     "pyyaml": "yaml",
     "prometheus-client": "prometheus_client",
+    "python-multipart": "python_multipart",
+    "grpcio": "grpc",
+    "grpcio-tools": "grpc_tools",
 }
 FILES_BESIDE_REQUESTS = 256
 """Descriptors a broker needs beyond one for each client."""
@@ -73,7 +79,8 @@ def packages() -> Iterator[Finding]:
                 broken.append(f"{name} ({error})")
         install = "pip install lighttts" if extra == "client" else f"pip install 'lighttts[{extra}]'"
         if broken:
-            yield Finding(Level.PROBLEM, f"packages of {extra} cannot be imported: {', '.join(broken)}; {install}")
+            level = Level.NOTE if extra in OPTIONAL else Level.PROBLEM
+            yield Finding(level, f"packages of {extra} cannot be imported: {', '.join(broken)}; {install}")
         else:
             versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
             yield Finding(Level.OK, f"packages of {extra}: {versions}")

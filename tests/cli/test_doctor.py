@@ -76,6 +76,13 @@ def test_a_package_that_cannot_be_imported_is_a_problem(monkeypatch: pytest.Monk
     assert "pip install 'lighttts[server]'" in problem.text
 
 
+def test_a_machine_without_the_gateway_s_packages_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    note = the(finding for finding in checks.packages() if finding.level is not Level.OK)
+    assert note.level is Level.NOTE
+    assert "pip install 'lighttts[gateway]'" in note.text
+
+
 def test_an_old_python_or_another_system_is_a_problem() -> None:
     assert "3.9.2 is too old" in the(checks.python((3, 9, 2), "linux")).text
     assert the(checks.python((3, 12, 0), "darwin")).level is Level.PROBLEM

@@ -46,6 +46,11 @@ def stuck() -> Iterator[FakeBroker]:
         yield broker
 
 
+def assert_only_log_lines(gateway: Gateway) -> None:
+    """No library has written into the log, and nothing was a defect."""
+    assert [line for line in gateway.lines if line.get("level") not in ("info", "warning")] == []
+
+
 def failed(call: Any) -> grpc.RpcError:
     """How a stream ends."""
     with pytest.raises(grpc.RpcError) as caught:
@@ -125,6 +130,7 @@ def test_a_client_that_leaves_or_whose_deadline_passes_frees_its_request(stuck: 
         ]
         assert [line["error"] for line in lines] == ["client_gone", "deadline_exceeded"]
         assert not any(line["complete"] for line in lines)
+    assert_only_log_lines(gateway)
 
 
 @pytest.mark.parametrize(
@@ -319,14 +325,38 @@ def test_a_second_signal_ends_it_at_once(stuck: FakeBroker) -> None:
             gateway.signal(signal.SIGTERM)
             assert failed(speaking)
         assert gateway.wait() == 0
+    assert_only_log_lines(gateway)
+
+
+def started(*settings: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """A gateway that does not come up, in a process that first runs a line of Python."""
+    argv = ["lighttts-gateway", *(word for setting in settings for word in ("--set", setting))]
+    program = f"import sys\n{before}\nsys.argv = {argv!r}\nfrom lighttts.gateway.main import main\nsys.exit(main())"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
 
 
 def test_a_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        flags = ["--set", "gateway.port=0", "--set", f"gateway.grpc_port={port}"]
-        command = [sys.executable, "-m", "lighttts.gateway.main", *flags]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 78
+        done = started("gateway.port=0", f"gateway.grpc_port={port}")
+    assert (done.returncode, done.stderr.count("\n")) == (78, 1)
     assert f"127.0.0.1:{port}" in done.stderr
-    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["grpc", "grpc_tools", "grpc_health"])
+def test_a_missing_package_is_named_with_what_mends_it(package: str) -> None:
+    done = started("gateway.port=0", RPC, before=f"sys.modules['{package}'] = None")
+    assert (done.returncode, done.stderr.count("\n")) == (69, 1)
+    assert package in done.stderr
+    assert "pip install 'lighttts[gateway]'" in done.stderr
+
+
+def test_a_port_that_cannot_be_is_refused() -> None:
+    done = started("gateway.grpc_port=70000")
+    assert (done.returncode, done.stderr.count("\n")) == (78, 1)
+    assert "gateway.grpc_port" in done.stderr
+
+
+def test_nothing_of_grpc_is_needed_where_it_is_not_served() -> None:
+    done = started(before="import lighttts.gateway.main; sys.exit('grpc' in sys.modules)")
+    assert (done.returncode, done.stderr) == (0, "")

@@ -54,6 +54,20 @@ def test_whole_sentences_are_taken_at_once_and_the_rest_waits(pieces: tuple[str,
     assert taken(*pieces, end=False) == sentences
 
 
+def test_a_flush_gives_what_has_come_and_nothing_after_it() -> None:
+    async def run() -> tuple[str, str]:
+        texts = Texts()
+        texts.add("Hello, ")
+        texts.flush()
+        texts.add("and more. And")
+        first = await texts.take()
+        texts.add(" so on")
+        texts.flush()
+        return first, await texts.take()
+
+    assert asyncio.run(run()) == ("Hello, and more.", " And so on")
+
+
 def test_the_end_gives_the_rest() -> None:
     assert taken("Hello. How are", " you") == ["Hello.", " How are you"]
     assert taken("Hello. ", " ...") == ["Hello."]

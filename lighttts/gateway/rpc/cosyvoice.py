@@ -7,6 +7,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from lighttts.formats import make_writer
 from lighttts.gateway.failures import Refused
 from lighttts.gateway.rpc.calls import Call, Calls
@@ -56,6 +58,6 @@ def _audio_file(samples: bytes) -> bytes:
         raise Refused(400, "invalid_input", text, field="prompt_audio")
     file = io.BytesIO()
     writer = make_writer("wav", file, PROMPT_RATE)
-    file.write(samples)
+    writer.write(np.frombuffer(samples, "<i2"))
     writer.close()
     return file.getvalue()

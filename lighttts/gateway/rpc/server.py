@@ -24,12 +24,15 @@ MESSAGE_MAX_BYTES = 2 * MAX_AUDIO_FILE + (2 << 20)
 METADATA_MAX_BYTES = 16 << 10
 PING_S = 30
 """A client whose connection was silent for so long is asked whether it is still there, and has as long to say so."""
+IDLE_S = 300
+"""A connection without calls is closed after so long; clients open another when they need one."""
 _OPTIONS = (
     # A port that another server uses is an error, not half of its clients.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
     ("grpc.max_metadata_size", METADATA_MAX_BYTES),
     ("grpc.absolute_max_metadata_size", METADATA_MAX_BYTES),
+    ("grpc.max_connection_idle_ms", IDLE_S * 1000),
     ("grpc.keepalive_time_ms", PING_S * 1000),
     ("grpc.keepalive_timeout_ms", PING_S * 1000),
     # Clients may ask as often whether this server is still there.
