@@ -10,18 +10,20 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import requests
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from lighttts.gateway.keys import new_key, write_keys
-from lighttts.transport.wire import Cancel, End, Error, Synth
-from tests.client.fake_broker import FakeBroker, Handler, begin_only, refuse, serve
+from lighttts.transport.wire import Accepted, Cancel, End, Error, Synth
+from tests.client.fake_broker import RATE, FakeBroker, Handler, begin_only, frame_of, refuse, serve
 from tests.gateway.process import Gateway
 from tests.gateway.stubs import TINY, Manner, Speech, dialled, messages, services, told
 from tests.gateway.test_edge import PARENT, TRACE, half_a_second_then
@@ -177,6 +179,26 @@ def test_speech_that_breaks_off_ends_in_an_error(refusing: tuple[Scripted, Gatew
         assert failed(call).code() is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(grpc.RpcError):
             stub.Synthesize(HELLO)
+
+
+def test_audio_that_is_too_long_for_one_answer_is_refused_and_no_more_of_it_made(
+    refusing: tuple[Scripted, Gateway],
+) -> None:
+    broker, gateway = refusing
+    cancelled = len(broker.all(Cancel))
+
+    def long(broker: FakeBroker, peer: bytes, message: Synth) -> None:
+        broker.send(peer, Accepted(message.request_id, RATE))
+        quiet = np.zeros(12 << 20, np.int16)
+        for number in range(3):
+            broker.send(peer, replace(frame_of(message, number, first=number * len(quiet)), samples=quiet))
+
+    broker.script(long)
+    with dialled(gateway) as stub, pytest.raises(grpc.RpcError) as refused:
+        stub.Synthesize(HELLO)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert told(refused.value)["error-field"] == "text"
+    broker.wait_for(Cancel, cancelled + 1)
 
 
 def test_a_client_with_a_retry_policy_comes_back_when_it_is_told_to(refusing: tuple[Scripted, Gateway]) -> None:
