@@ -16,7 +16,7 @@ from lighttts.gateway.door import Door
 from lighttts.gateway.encoders import MEDIA_TYPES
 from lighttts.gateway.failures import invalid
 from lighttts.gateway.keys import ApiKey
-from lighttts.gateway.openai import check_model
+from lighttts.gateway.openai import style_of
 from lighttts.gateway.speech import Conversion, Speaker
 from lighttts.gateway.sse import event_stream
 
@@ -56,7 +56,7 @@ class Conversions:
                 raise invalid(error) from None
             source = await read_upload(form, "file")
             prompt = await read_upload(form, "prompt") if "prompt" in form else None
-        await check_model(self._board, asked.model)
+        await style_of(self._board, asked.model)
         wish = Conversion(source, voice=asked.voice, prompt=prompt, speed=asked.speed)
         spoken, first = await self._speaker.begin(request, wish, asked.response_format, key)
         if asked.stream_format == "sse":

@@ -10,6 +10,7 @@ from starlette.websockets import WebSocket
 from lighttts.gateway.connection import ClientGone
 from lighttts.gateway.failures import Failure, Refused
 from lighttts.gateway.speech import Wish
+from lighttts.gateway.texts import Said
 
 M = TypeVar("M", bound=BaseModel)
 FieldText = Annotated[str, Field(max_length=65_536)]
@@ -21,8 +22,8 @@ class Dialect(Protocol):
     async def begin(self, socket: WebSocket) -> tuple[Wish, str]:
         """What each text is to be spoken with, and the audio format. Raises `Refused`, `ClientGone`."""
 
-    async def text(self, socket: WebSocket) -> tuple[str, bool]:
-        """The next piece of text, and whether it is the last. Raises `Refused`, `ClientGone`."""
+    async def text(self, socket: WebSocket) -> Said:
+        """The next piece of text. Raises `Refused`, `ClientGone`."""
 
     def done(self, tokens: int) -> dict[str, object] | None:
         """What is said after the last audio, if anything."""
@@ -43,19 +44,21 @@ class _Begin(_Message):
 
 class _Text(_Message):
     text: FieldText = ""
+    flush: bool = False
     end: bool = False
 
 
 class Own:
-    """{"voice": ...}, then {"text": ...} as often as needed, {"end": true}; {"type": "done"} follows the audio."""
+    """{"voice": ...}, then {"text": ...} as often as needed, {"flush": true} where what has come is to be spoken to its
+    end, {"end": true}; {"type": "done"} follows the audio."""
 
     async def begin(self, socket: WebSocket) -> tuple[Wish, str]:
         asked = _parsed(_Begin, await _received_text(socket))
         return Wish("", voice=asked.voice, speed=asked.speed), asked.response_format
 
-    async def text(self, socket: WebSocket) -> tuple[str, bool]:
+    async def text(self, socket: WebSocket) -> Said:
         said = _parsed(_Text, await _received_text(socket))
-        return said.text, said.end
+        return Said(said.text, said.flush, said.end)
 
     def done(self, tokens: int) -> dict[str, object]:
         return {"type": "done", "tokens": tokens}
@@ -86,9 +89,9 @@ class Bistream:
             raise Refused(400, "invalid_input", "the second message must be the prompt's audio file, in binary")
         return Wish("", prompt=prompt, prompt_text=asked.prompt_text), "pcm"
 
-    async def text(self, socket: WebSocket) -> tuple[str, bool]:
+    async def text(self, socket: WebSocket) -> Said:
         said = _parsed(_UpstreamText, await _received_text(socket))
-        return said.tts_text, said.finish
+        return Said(said.tts_text, end=said.finish)
 
     def done(self, tokens: int) -> None:
         """The end of the connection says it."""

@@ -64,7 +64,7 @@ class OpenAI:
 
     async def _speech(self, request: Request, key: ApiKey | None) -> Response:
         asked = _parsed(await read_body(request))
-        style = await check_model(self._board, asked.model)
+        style = await style_of(self._board, asked.model)
         voice = asked.voice if isinstance(asked.voice, str) else asked.voice.id
         instruct = (asked.instructions or "").strip()
         wish = Wish(asked.input, voice=voice, speed=asked.speed, instruct=instruct, style=style)
@@ -83,12 +83,12 @@ class OpenAI:
 
     async def _model(self, request: Request, key: ApiKey | None) -> Response:
         name = request.path_params["model"]
-        await check_model(self._board, name)
+        await style_of(self._board, name)
         return JSONResponse(_model_object(name))
 
 
-async def check_model(board: Board, name: str) -> str:
-    """The style that model `name` stands for, "" for the first. Raises `Refused` with 404 if there is no such model."""
+async def style_of(board: Board, name: str) -> str:
+    """The style that model `name` is, "" for the default. Raises `Refused` with 404 if there is no such model."""
     style = await board.style(name, OPENAI_MODELS)
     if style is None:
         known = ", ".join((await board.model(), *await board.styles(), *OPENAI_MODELS))

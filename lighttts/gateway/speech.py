@@ -65,8 +65,8 @@ class Wish:
             prompt=self.prompt,
             prompt_text=self.prompt_text,
             instruct=self.instruct,
-            style=self.style,
             speed=self.speed,
+            style=self.style,
             format="s16",
             deadline=self.deadline,
         )

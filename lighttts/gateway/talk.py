@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NoReturn, Protocol
 from urllib.parse import urlsplit
 
 from starlette.routing import WebSocketRoute
@@ -20,7 +20,7 @@ from lighttts.gateway.failures import Failure, Refused, failure_of
 from lighttts.gateway.keys import ApiKey
 from lighttts.gateway.notes import notes_of
 from lighttts.gateway.speech import Speaker, Wish
-from lighttts.gateway.texts import Texts
+from lighttts.gateway.texts import Said, Texts
 
 SILENCE_S = 300.0
 """Seconds that a client may say nothing before its text has ended."""
@@ -85,14 +85,6 @@ class _Socket:
             await socket.close(_LATER if again else _POLICY if failure.status < 500 else _INTERNAL)
 
 
-class Said(NamedTuple):
-    """A piece of text; `flush`: what has been said so far is to be spoken now; `end`: nothing follows."""
-
-    text: str = ""
-    flush: bool = False
-    end: bool = False
-
-
 class Peer(Protocol):
     """Who speaks with the gateway, over whatever it is."""
 
@@ -125,8 +117,7 @@ class _SocketPeer:
         return await self._dialect.begin(self._socket)
 
     async def said(self) -> Said:
-        text, end = await self._dialect.text(self._socket)
-        return Said(text, end=end)
+        return await self._dialect.text(self._socket)
 
     async def send(self, piece: bytes, sample_rate: int) -> None:
         await self._socket.send_bytes(piece)
@@ -167,11 +158,7 @@ class Conversation:
                     said = await self._peer.said()
             except TimeoutError as error:
                 raise _silent() from error
-            self._texts.add(said.text)
-            if said.flush:
-                self._texts.flush()
-            if said.end:
-                self._texts.end()
+            self._texts.add(said)
 
     async def _speak(self, wish: Wish, kind: str) -> None:
         while text := await self._texts.take():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import NamedTuple
 
 from lighttts.gateway.failures import Refused
 
@@ -15,6 +16,14 @@ LONGEST = 400
 _END = re.compile(r"""[。！？；…]["'”’』」)]*|[.!?;…]["'”’)]*(?=\s)|\n""")
 
 
+class Said(NamedTuple):
+    """A piece of a text; with `flush`, what has come is to be spoken to its end; with `end`, nothing follows."""
+
+    text: str
+    flush: bool = False
+    end: bool = False
+
+
 class Texts:
     """Takes pieces, gives sentences: for one who adds and one who takes. `ended`: nothing follows."""
 
@@ -24,23 +33,16 @@ class Texts:
         self.ended = False
         self._changed = asyncio.Event()
 
-    def add(self, piece: str) -> None:
+    def add(self, said: Said) -> None:
         """Adds what has come. Raises `Refused` when it comes much faster than it is spoken, or after the end."""
         if self.ended:
             raise Refused(400, "invalid_input", "no text may follow the end", field="text")
-        if len(self._pending) + len(piece) > PENDING_MAX:
+        if len(self._pending) + len(said.text) > PENDING_MAX:
             raise Refused(413, "too_large", f"more than {PENDING_MAX} characters wait to be spoken: send them later")
-        self._pending += piece
-        self._changed.set()
-
-    def flush(self) -> None:
-        """What has come is whole."""
-        self._flushed = len(self._pending)
-        self._changed.set()
-
-    def end(self) -> None:
-        """Nothing follows."""
-        self.ended = True
+        self._pending += said.text
+        if said.flush:
+            self._flushed = len(self._pending)
+        self.ended = said.end
         self._changed.set()
 
     async def take(self) -> str:

@@ -123,7 +123,7 @@ def test_a_client_that_leaves_or_whose_deadline_passes_frees_its_request(stuck: 
             late = failed(stub.SynthesizeStream(HELLO, timeout=0.5))
             assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             assert stuck.wait_for(Cancel, 2).request_id == stuck.wait_for(Synth, 2).request_id
-            assert 0 < stuck.wait_for(Synth, 2).deadline_ms <= 500
+            assert 0 < stuck.wait_for(Synth, 2).deadline_ms < 1000
             gone = stub.Talk(iter([messages.TalkRequest(begin=TINY), messages.TalkRequest(text="Hello. ")]))
             next(gone)
         assert stuck.wait_for(Cancel, 3).request_id == stuck.wait_for(Synth, 3).request_id

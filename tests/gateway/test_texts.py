@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from lighttts.gateway.failures import Refused
-from lighttts.gateway.texts import LONGEST, PENDING_MAX, Texts
+from lighttts.gateway.texts import LONGEST, PENDING_MAX, Said, Texts
 
 
 def taken(*pieces: str, end: bool = True) -> list[str]:
@@ -23,11 +23,11 @@ def taken(*pieces: str, end: bool = True) -> list[str]:
 
         taking = asyncio.create_task(take_all())
         for piece in pieces:
-            texts.add(piece)
+            texts.add(Said(piece))
             # The taker runs until it waits again.
             await asyncio.sleep(0)
         if end:
-            texts.end()
+            texts.add(Said("", end=True))
             await taking
         else:
             taking.cancel()
@@ -57,12 +57,10 @@ def test_whole_sentences_are_taken_at_once_and_the_rest_waits(pieces: tuple[str,
 def test_a_flush_gives_what_has_come_and_nothing_after_it() -> None:
     async def run() -> tuple[str, str]:
         texts = Texts()
-        texts.add("Hello, ")
-        texts.flush()
-        texts.add("and more. And")
+        texts.add(Said("Hello, ", flush=True))
+        texts.add(Said("and more. And"))
         first = await texts.take()
-        texts.add(" so on")
-        texts.flush()
+        texts.add(Said(" so on", flush=True))
         return first, await texts.take()
 
     assert asyncio.run(run()) == ("Hello, and more.", " And so on")
@@ -76,9 +74,9 @@ def test_the_end_gives_the_rest() -> None:
 
 def test_what_waits_is_bounded_and_nothing_follows_the_end() -> None:
     texts = Texts()
-    texts.add("x" * PENDING_MAX)
+    texts.add(Said("x" * PENDING_MAX))
     with pytest.raises(Refused, match="wait to be spoken"):
-        texts.add("x")
-    texts.end()
+        texts.add(Said("x"))
+    texts.add(Said("", end=True))
     with pytest.raises(Refused, match="follow the end"):
-        texts.add("x")
+        texts.add(Said("x"))

@@ -9,7 +9,7 @@ from lighttts.gateway.failures import Refused
 from lighttts.gateway.rpc.calls import Call
 from lighttts.gateway.rpc.requests import audio_of, format_of, wish_of
 from lighttts.gateway.speech import Wish
-from lighttts.gateway.talk import Said
+from lighttts.gateway.texts import Said
 
 
 class CallPeer:
@@ -36,7 +36,7 @@ class CallPeer:
                 # Nothing more can come, and the call is cancelled if the client leaves.
                 await asyncio.get_running_loop().create_future()
             self._ended = True
-            return Said(end=True)
+            return Said("", end=True)
         kind = asked.WhichOneof("message")
         if kind == "text":
             return Said(asked.text)
@@ -45,7 +45,7 @@ class CallPeer:
                 400, "invalid_input", "after the begin a text, a flush or an end must follow", field=kind or ""
             )
         self._ended = self._ended or kind == "end"
-        return Said(flush=kind == "flush", end=kind == "end")
+        return Said("", flush=kind == "flush", end=kind == "end")
 
     async def send(self, piece: bytes, sample_rate: int) -> None:
         """Sends a piece of audio."""
