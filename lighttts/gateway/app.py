@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from lighttts.client import AsyncClient
 from lighttts.gateway import page
 from lighttts.gateway.board import Board
 from lighttts.gateway.conversions import Conversions
@@ -24,6 +25,7 @@ from lighttts.gateway.keyring import KeyRing
 from lighttts.gateway.keys import ApiKey
 from lighttts.gateway.openai import OPENAI_FIELDS, OpenAI
 from lighttts.gateway.openapi import document
+from lighttts.gateway.quotas import Quotas
 from lighttts.gateway.speech import Speaker
 from lighttts.gateway.talk import Talk
 from lighttts.gateway.upstream import UPSTREAM_FIELDS, Upstream
@@ -33,8 +35,12 @@ CORS_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", "traceparent")
 CORS_EXPOSED = ("X-Request-ID", "Retry-After")
 
 
-def make_routes(speaker: Speaker, board: Board, keys: KeyRing | None, origins: tuple[str, ...] = ()) -> list[BaseRoute]:
-    """All doors for HTTP, around the connection to the broker of `speaker` and `board`."""
+def make_routes(
+    client: AsyncClient, quotas: Quotas, keys: KeyRing | None, origins: tuple[str, ...] = ()
+) -> list[BaseRoute]:
+    """All doors for HTTP, around `client`."""
+    board = Board(client)
+    speaker = Speaker(client, quotas)
     open_door = Door(None, problem)
     openai_door = Door(keys, openai_error, OPENAI_FIELDS)
     return [
@@ -48,11 +54,11 @@ def make_routes(speaker: Speaker, board: Board, keys: KeyRing | None, origins: t
     ]
 
 
-def make_app(speaker: Speaker, board: Board, keys: KeyRing | None, origins: tuple[str, ...]) -> ASGIApp:
+def make_app(client: AsyncClient, quotas: Quotas, keys: KeyRing | None, origins: tuple[str, ...]) -> ASGIApp:
     """The application. `origins`: the pages of other origins that may use it."""
     return Journal(
         Starlette(
-            routes=make_routes(speaker, board, keys, origins),
+            routes=make_routes(client, quotas, keys, origins),
             middleware=_middleware(origins),
             exception_handlers={HTTPException: _refuse},
         )

@@ -18,11 +18,9 @@ from lighttts.config import Config, GatewayConfig
 from lighttts.daemon import run_daemon
 from lighttts.errors import ConfigError, MissingDependency
 from lighttts.gateway.app import make_app
-from lighttts.gateway.board import Board
 from lighttts.gateway.body import FORM_MAX_BYTES
 from lighttts.gateway.keyring import KeyRing
 from lighttts.gateway.quotas import Quotas
-from lighttts.gateway.speech import Speaker
 from lighttts.logs import get_logger
 from lighttts.notify import notify, watchdog_interval
 from lighttts.transport.endpoints import is_loopback
@@ -87,11 +85,11 @@ async def _serve(config: Config) -> None:
     client = AsyncClient(config.brokers, keys=config.security.keys)
     with _listen(settings) as listener:
         async with client:
-            speaker, board = Speaker(client, Quotas()), Board(client)
-            rpc = None if settings.grpc_port is None else _rpc_server(settings, keys, speaker, board)
+            quotas = Quotas()
+            rpc = None if settings.grpc_port is None else _rpc_server(settings, keys, client, quotas)
             if rpc:
                 await rpc.start()
-            server = Server(_http(make_app(speaker, board, keys, settings.cors_origins), settings), rpc)
+            server = Server(_http(make_app(client, quotas, keys, settings.cors_origins), settings), rpc)
             host, port = listener.getsockname()[:2]
             get_logger().info("gateway started", host=host, port=port, keys=keys is not None)
             watching = asyncio.create_task(_feed_watchdog())
@@ -120,14 +118,14 @@ def _http(app: ASGIApp, settings: GatewayConfig) -> uvicorn.Config:
     )
 
 
-def _rpc_server(settings: GatewayConfig, keys: KeyRing | None, speaker: Speaker, board: Board) -> RpcServer:
+def _rpc_server(settings: GatewayConfig, keys: KeyRing | None, client: AsyncClient, quotas: Quotas) -> RpcServer:
     # Its core writes lines of its own to standard error, which are no log lines; what matters comes as errors too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from lighttts.gateway.rpc.server import RpcServer
     except ImportError as error:
         raise MissingDependency(f"gRPC cannot be served ({error}): pip install 'lighttts[gateway]'") from error
-    return RpcServer(settings, keys, speaker, board)
+    return RpcServer(settings, keys, client, quotas)
 
 
 def _check_access(config: Config) -> None:

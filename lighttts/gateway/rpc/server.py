@@ -7,10 +7,12 @@ from typing import Any
 
 import grpc
 
+from lighttts.client import AsyncClient
 from lighttts.config import GatewayConfig
 from lighttts.errors import ConfigError
 from lighttts.gateway.board import Board
 from lighttts.gateway.keyring import KeyRing
+from lighttts.gateway.quotas import Quotas
 from lighttts.gateway.rpc.calls import Calls
 from lighttts.gateway.rpc.cosyvoice import CosyVoice
 from lighttts.gateway.rpc.probes import Health, Reflection
@@ -44,10 +46,11 @@ _OPTIONS = (
 class RpcServer:
     """Serves from `start` to `stop`. To be made in the event loop that it runs in."""
 
-    def __init__(self, settings: GatewayConfig, keys: KeyRing | None, speaker: Speaker, board: Board) -> None:
+    def __init__(self, settings: GatewayConfig, keys: KeyRing | None, client: AsyncClient, quotas: Quotas) -> None:
         self._host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._port = settings.grpc_port
         calls = Calls(keys)
+        speaker, board = Speaker(client, quotas), Board(client)
         speech, cosyvoice = Speech(speaker, board), CosyVoice(speaker)
         names = (speech.service.name, cosyvoice.service.name)
         self._health = Health(board, names)
