@@ -50,10 +50,10 @@ class RpcServer:
         self._host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._port = settings.grpc_port
         calls = Calls(keys)
-        speaker, board = Speaker(client, quotas), Board(client)
-        speech, cosyvoice = Speech(speaker, board), CosyVoice(speaker)
+        speaker = Speaker(client, quotas)
+        speech, cosyvoice = Speech(client, speaker), CosyVoice(speaker)
         names = (speech.service.name, cosyvoice.service.name)
-        self._health = Health(board, names)
+        self._health = Health(Board(client), names)
         self._server: Any = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=settings.connections)
         self._server.add_generic_rpc_handlers((speech.handlers(calls), cosyvoice.handlers(calls)))
         self._health.add_to(self._server)

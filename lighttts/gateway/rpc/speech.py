@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import Any
 
-from lighttts.gateway.board import Board
+from lighttts.client import AsyncClient
 from lighttts.gateway.failures import Refused
 from lighttts.gateway.rpc.calls import Call, Calls
 from lighttts.gateway.rpc.protos import Service
@@ -21,10 +21,10 @@ WHOLE_MAX_BYTES = 64 << 20
 class Speech:
     """Answers the calls of this service."""
 
-    def __init__(self, speaker: Speaker, board: Board) -> None:
+    def __init__(self, client: AsyncClient, speaker: Speaker) -> None:
         self.service = Service("lighttts.proto", "lighttts.v1.Speech")
+        self._client = client
         self._speaker = speaker
-        self._board = board
         self._audio = self.service.kinds["Audio"]
 
     def handlers(self, calls: Calls) -> Any:
@@ -76,5 +76,5 @@ class Speech:
     async def _list_voices(self, call: Call) -> None:
         await call.request()
         voice = self.service.kinds["Voice"]
-        names = await self._board.voices()
+        names = await self._client.voices()
         await call.send(self.service.kinds["ListVoicesResponse"](voices=[voice(name=name) for name in names]))
