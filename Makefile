@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+# What the tests run beside our own programs.
+PROGRAMS := redis-server nginx-light haproxy chromium chromium-driver curl
 TEXT ?= Hello! This is LightTTS speaking, from text to sound through every one of its daemons.
 
 .PHONY: help demo setup setup-dev test lint chaos bench listener clean
@@ -31,9 +33,9 @@ $(VENV)/.worker: $(BIN)/python setup.cfg
 
 $(VENV)/.dev: $(VENV)/.worker
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@command -v redis-server >/dev/null || { \
-	  [ "$$(id -u)" = 0 ] && { apt-get update -q && apt-get install -y -q redis-server; } >/dev/null || \
-	  { echo "The tests need redis-server: sudo apt-get install redis-server" >&2; exit 1; }; }
+	@command -v redis-server nginx haproxy chromedriver curl | test $$(wc -l) = 5 || { \
+	  [ "$$(id -u)" = 0 ] && { apt-get update -q && apt-get install -y -q $(PROGRAMS); } >/dev/null || \
+	  { echo "The tests need some programs: sudo apt-get install $(PROGRAMS)" >&2; exit 1; }; }
 	@touch $@
 
 test: setup-dev lint ## lint, types and all tests (CPU, no GPU needed)

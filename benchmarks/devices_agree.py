@@ -1,16 +1,17 @@
-"""Whether a GPU computes what the CPU does: both engines on the tiny reference model, in fp32.
+"""Whether a GPU computes what the CPU does: the engines on a tiny reference model, in fp32.
 
-    python benchmarks/devices_agree.py [--device cuda]
+    python benchmarks/devices_agree.py [--device cuda] [--version 3]
 
 Prints how many token sequences are equal, and the largest and root-mean-square differences of mel and audio relative to
-their deviation. Audio differs by more than rounding: the phase of the vocoder's excitation sums up its pitch. The last
-line tells how much: the CPU against itself, its pitch moved by the rounding of `PITCH_ROUNDING`.
+their deviation, by the plain decode engine and by the paged one. Audio differs by more than rounding: the phase of the
+vocoder's excitation sums up its pitch. The last line tells how much: the CPU against itself, its pitch moved by the
+rounding of `PITCH_ROUNDING`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -21,13 +22,16 @@ import torch
 from safetensors.numpy import load_file
 
 from lighttts.engine.decode import DecodeEngine, VoicePrompt
+from lighttts.engine.decode_paged import PagedDecodeEngine
+from lighttts.engine.decode_streams import DecodeStreams
 from lighttts.engine.llm import GenerateJob, LLMEngine
+from lighttts.models.causal_hift import CausalHiFTGenerator
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import load_flow
-from lighttts.models.hift import HiFTGenerator, load_hift
+from lighttts.models.hift import Generator, HiFTGenerator, load_hift
 from lighttts.models.llm import load_llm
 
-TINY = Path(__file__).resolve().parents[1] / "tests/golden/cosyvoice2-tiny"
+GOLDEN = Path(__file__).resolve().parents[1] / "tests/golden"
 REQUESTS = 5
 PITCH_ROUNDING = 4e-6  # relative, of the mel that the pitch is predicted from
 
@@ -47,10 +51,20 @@ def tokens(directory: ModelDirectory, device: torch.device) -> list[list[int]]:
     return made
 
 
-def speech(directory: ModelDirectory, device: torch.device) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def plain(directory: ModelDirectory, device: torch.device) -> DecodeEngine:
+    """The engine of a CPU."""
+    return DecodeEngine(load_flow(directory, device), load_hift(directory, device), max_batch=8, max_streams=8)
+
+
+def paged(directory: ModelDirectory, device: torch.device) -> PagedDecodeEngine:
+    """The engine of a GPU."""
+    models = load_flow(directory, device), load_hift(directory, device)
+    return PagedDecodeEngine(*models, max_streams=8, slots=16, pages=64)
+
+
+def speech(directory: ModelDirectory, engine: DecodeStreams) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Mel (n, 80) and audio (m,) of one streamed request."""
-    golden = load_file(TINY / "golden.safetensors")
-    engine = DecodeEngine(load_flow(directory, device), load_hift(directory, device), max_batch=8, max_streams=8)
+    golden = load_file(directory.root / "golden.safetensors")
     prompt = golden["flow.prompt_token"][0].astype(np.int32)
     voice = VoicePrompt("v", golden["flow.embedding"][0], prompt, golden["flow.prompt_feat"][0])
     engine.open(0, voice, seed=1)
@@ -70,12 +84,18 @@ def compare(name: str, a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -
 @contextmanager
 def rounded_pitch() -> Iterator[None]:
     """The vocoder with a pitch that has another rounding error."""
-    exact, random = HiFTGenerator.pitch, torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(0)
 
-    def moved(model: HiFTGenerator, mel: torch.Tensor) -> torch.Tensor:
-        return exact(model, mel * (1 + PITCH_ROUNDING * torch.randn(mel.shape, generator=random)))
+    def moved(exact: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def pitch(model: Generator, mel: torch.Tensor, *past: object, **how: bool) -> torch.Tensor:
+            return exact(model, mel * (1 + PITCH_ROUNDING * torch.randn(mel.shape, generator=random)), *past, **how)
 
-    with mock.patch.object(HiFTGenerator, "pitch", moved):
+        return pitch
+
+    with (
+        mock.patch.object(HiFTGenerator, "pitch", moved(HiFTGenerator.pitch)),
+        mock.patch.object(CausalHiFTGenerator, "pitch", moved(CausalHiFTGenerator.pitch)),
+    ):
         yield
 
 
@@ -83,15 +103,20 @@ def main() -> None:
     """Runs both devices and compares."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
-    device = torch.device(parser.parse_args().device)
-    directory, cpu = ModelDirectory.open(TINY), torch.device("cpu")
+    parser.add_argument("--version", type=int, choices=(2, 3), default=2, help="of CosyVoice")
+    options = parser.parse_args()
+    device, cpu = torch.device(options.device), torch.device("cpu")
+    directory = ModelDirectory.open(GOLDEN / f"cosyvoice{options.version}-tiny")
     pairs = list(zip(tokens(directory, cpu), tokens(directory, device), strict=True))
     print(f"token sequences equal: {sum(a == b for a, b in pairs)} of {len(pairs)}")
-    mel, audio = speech(directory, cpu)
-    for name, a, b in zip(("mel", "audio"), (mel, audio), speech(directory, device), strict=True):
-        compare(name, a, b)
+    mel, audio = speech(directory, plain(directory, cpu))
+    for engine in (plain, paged):
+        for name, a, b in zip(
+            ("mel", "audio"), (mel, audio), speech(directory, engine(directory, device)), strict=True
+        ):
+            compare(f"{name} ({engine.__name__})", a, b)
     with rounded_pitch():
-        compare("audio of the CPU with another rounding", audio, speech(directory, cpu)[1])
+        compare("audio of the CPU with another rounding", audio, speech(directory, plain(directory, cpu))[1])
 
 
 if __name__ == "__main__":

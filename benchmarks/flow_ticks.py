@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def reference(directory: ModelDirectory) -> torch.Tensor:
     tokens = torch.randint(flow.config.vocabulary, (153,), generator=numbers).to("cuda")
     state = flow.start(torch.randn(flow.config.speaker_size, generator=numbers), torch.zeros(0, 80))
     prompt = torch.randn(150, 80, generator=numbers).to("cuda")
-    state = type(state)(state.speaker, prompt, state.tokens, state.frames, state.solver)
+    state = replace(state, prompt=prompt)
     mel = []
     for at in range(0, 150, 50):
         [result] = flow.advance([FlowHop(state, tokens[at : at + 53], False)])

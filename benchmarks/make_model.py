@@ -1,10 +1,13 @@
 """Makes a model directory of CosyVoice2-0.5B's published dimensions with random weights: for speed, not for sound.
 
-    python -m benchmarks.make_model FOLDER [--seed N]
+    python -m benchmarks.make_model FOLDER [--seed N] [--version 3]
 
 End of speech is never drawn, so a request makes tokens up to `llm.max_length`. With the voice `zero-shot` (a prompt of
 75 speech tokens, 3 s of mel and `PROMPT_TEXT` text tokens) and a text of 40 tokens, `max_length(40, 125)` makes exactly
 125 of them: 5 s of audio. The text tokenizer and the ONNX files are those of the tests' tiny model.
+
+With version 3 the dimensions are those of CosyVoice3-0.5B. Its head has no bias, so that a stop token is drawn now and
+then, and its prompt text is longer by an instruction.
 """
 
 from __future__ import annotations
@@ -19,13 +22,11 @@ import torch
 from torch import nn
 
 from lighttts.models.directory import QWEN_CONFIG, VOICES_NAME, ModelDirectory
-from lighttts.models.flow import CausalMaskedDiffWithXvec
-from lighttts.models.flow_config import FlowConfig
-from lighttts.models.hift import HiFTGenerator
-from lighttts.models.hift_config import HiFTConfig
+from lighttts.models.flow import build_flow
+from lighttts.models.hift import build_hift
 from lighttts.models.llm import build_llm
 
-SMALL = Path(__file__).resolve().parents[1] / "tests" / "golden" / "cosyvoice2-tiny"
+GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 PROMPT_TEXT, PROMPT_TOKENS = 12, 75
 SPEECH_TOKENS = 6561
 QWEN = {
@@ -38,11 +39,16 @@ QWEN = {
     "max_position_embeddings": 32768,
     "vocab_size": 151936,
 }
-YAML = {
+COMMON = {
     "llm_input_size": "896",
     "llm_output_size": "896",
     "speech_token_size": str(SPEECH_TOKENS),
     "vocab_size": str(SPEECH_TOKENS),
+    "hift.base_channels": "512",
+    "hift.f0_predictor.cond_channels": "512",
+}
+YAML_2 = {
+    **COMMON,
     "flow.input_size": "512",
     "flow.encoder.output_size": "512",
     "flow.encoder.attention_heads": "8",
@@ -54,8 +60,14 @@ YAML = {
     "flow.decoder.estimator.n_blocks": "4",
     "flow.decoder.estimator.num_mid_blocks": "12",
     "flow.decoder.estimator.num_heads": "8",
-    "hift.base_channels": "512",
-    "hift.f0_predictor.cond_channels": "512",
+}
+YAML_3 = {
+    **COMMON,
+    "flow.pre_lookahead_layer.channels": "1024",
+    "flow.decoder.estimator.dim": "1024",
+    "flow.decoder.estimator.depth": "22",
+    "flow.decoder.estimator.heads": "16",
+    "flow.decoder.estimator.dim_head": "64",
 }
 """What the published yaml has, by the end of the key's path."""
 
@@ -65,7 +77,7 @@ def max_length(text_tokens: int, speech_tokens: int) -> int:
     return 2 + PROMPT_TEXT + text_tokens + PROMPT_TOKENS + speech_tokens - 1
 
 
-def published(yaml: str) -> str:
+def published(yaml: str, values: dict[str, str]) -> str:
     """The text of a small model's yaml with the published dimensions."""
     path: list[tuple[int, str]] = []
     lines = []
@@ -75,7 +87,7 @@ def published(yaml: str) -> str:
             indent, key = len(match[1]), match[2]
             path = [entry for entry in path if entry[0] < indent] + [(indent, key)]
             full = ".".join(name for _, name in path)
-            value = next((value for name, value in YAML.items() if full == name or full.endswith(f".{name}")), None)
+            value = next((value for name, value in values.items() if full == name or full.endswith(f".{name}")), None)
             if value is not None and not match[4].startswith("!ref"):
                 line = f"{match[1]}{key}: {value}"
         lines.append(line)
@@ -91,26 +103,28 @@ def shake(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
-def make(folder: Path, seed: int) -> None:
+def make(folder: Path, seed: int, version: int = 2) -> None:
     """Writes the directory."""
+    small, yaml = GOLDEN / f"cosyvoice{version}-tiny", f"cosyvoice{version}.yaml"
     (folder / QWEN_CONFIG).parent.mkdir(parents=True, exist_ok=True)
-    for name in ("campplus.onnx", "speech_tokenizer_v2.onnx"):
-        shutil.copy(SMALL / name, folder / name)
-    for path in (SMALL / QWEN_CONFIG).parent.iterdir():
+    for name in ("campplus.onnx", f"speech_tokenizer_v{version}.onnx"):
+        shutil.copy(small / name, folder / name)
+    for path in (small / QWEN_CONFIG).parent.iterdir():
         shutil.copy(path, (folder / QWEN_CONFIG).parent / path.name)
-    config = json.loads((SMALL / QWEN_CONFIG).read_text())
+    config = json.loads((small / QWEN_CONFIG).read_text())
     (folder / QWEN_CONFIG).write_text(json.dumps({**config, **QWEN}, indent=2) + "\n")
-    (folder / "cosyvoice2.yaml").write_text(published((SMALL / "cosyvoice2.yaml").read_text()))
+    (folder / yaml).write_text(published((small / yaml).read_text(), YAML_2 if version == 2 else YAML_3))
     directory = ModelDirectory.open(folder)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         llm = build_llm(directory)
-    flow = CausalMaskedDiffWithXvec(FlowConfig.read(directory.settings))
-    hift = HiFTGenerator(HiFTConfig.read(directory.settings))
     weights = shake(llm, seed)
-    weights["llm_decoder.bias"][SPEECH_TOKENS:] = -1e4
+    if version == 2:
+        weights["llm_decoder.bias"][SPEECH_TOKENS:] = -1e4
+    else:
+        weights["llm_decoder.weight"][SPEECH_TOKENS:] = 0.0
     torch.save(weights, folder / "llm.pt")
-    torch.save(shake(flow, seed), folder / "flow.pt")
-    torch.save(shake(hift, seed), folder / "hift.pt")
+    torch.save(shake(build_flow(directory), seed), folder / "flow.pt")
+    torch.save(shake(build_hift(directory), seed), folder / "hift.pt")
     torch.save({"zero-shot": voice(seed)}, folder / VOICES_NAME)
 
 
@@ -132,8 +146,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--version", type=int, choices=(2, 3), default=2, help="of CosyVoice")
     options = parser.parse_args()
-    make(options.folder, options.seed)
+    make(options.folder, options.seed, options.version)
     print(f"{options.folder} is ready; for 5 s of a text of 40 tokens: --set llm.max_length={max_length(40, 125)}")
 
 

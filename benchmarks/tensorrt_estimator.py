@@ -62,7 +62,7 @@ class Call:
         cache = torch.cat([self.past.float(), self.past.new_zeros(*self.past.shape[:3], time, self.past.size(4))], 3)
         mask = chunk_mask(old, new, past, time, estimator.config.chunk)
         ends = (new[:, None] + torch.arange(2, device=DEVICE))[..., None]
-        window = StreamWindow(mask, past, cache, self.tails.float(), ends)
+        window = StreamWindow(mask, past, cache, self.tails.float(), ends, old[:, None])
         given = (part.float() for part in (self.x, self.mu, self.speaker, self.prompt))
         out: Tensor = estimator(*given, estimator.time_mlp(self.t), window)
         return out

@@ -34,6 +34,8 @@ LIMITS = {
     "MAX_PAYLOADS": "payload frames of a message",
     "MAX_ARRAY": "entries of a msgpack array",
     "MAX_TEXT": "bytes of a text (a broker allows fewer characters: `Welcome.max_text`)",
+    "MAX_PIECE": "bytes of a `Piece`",
+    "TEXT_WINDOW": "bytes of text in pieces that are not spoken yet",
     "MAX_AUDIO_FILE": "bytes of an audio file: a prompt's or a source's",
 }
 _DTYPES = {"i4": np.int32, "i2": np.int16, "f2": np.float16, "f4": np.float32}
@@ -45,7 +47,7 @@ def describe(codec: Codec) -> str:
         case Text(high=high, low=low):
             return f"text {low}..{high}"
         case OneOf(values=values):
-            return "one of " + ", ".join(f"`{value}`" for value in values)
+            return "one of " + ", ".join(f"`{value}`" if value else "nothing" for value in values)
         case Int(low=low, high=high):
             return f"int {low}..{_power(high)}"
         case Float(low=low, high=high):

@@ -7,6 +7,7 @@ flags. An unknown key is an error that names the nearest known one. conf/lighttt
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,6 +36,12 @@ def _listed(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _network(address: str) -> str:
+    """Raises `ValueError` for what is neither an address nor a network."""
+    return str(ipaddress.ip_network(address))
+
+
+Network = Annotated[str, AfterValidator(_network)]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Endpoints = Annotated[tuple[Endpoint, ...], BeforeValidator(_listed)]
 
@@ -76,6 +83,13 @@ class BrokerConfig(_Section):
     stall_s: Annotated[float, Field(gt=0)] = 2.2
     worker_breaker_failures: Annotated[int, Field(ge=1)] = 5
     worker_breaker_s: Annotated[float, Field(gt=0)] = 60.0
+    voices_directory: Path | None = None
+    voices: Annotated[int, Field(ge=0)] = 10_000
+    voices_mb: Annotated[float, Field(ge=0)] = 4096.0
+    client_voices: Annotated[int, Field(ge=0, le=500)] = 100
+    client_voices_mb: Annotated[float, Field(ge=0)] = 256.0
+    voice_cache_mb: Annotated[float, Field(ge=0)] = 64.0
+    gateways: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     metrics_port: Port | None = 9570
 
 
@@ -116,6 +130,7 @@ class EncodeConfig(_Section):
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 4
     threads: Annotated[int, Field(ge=1)] = 1
     cache_mb: Annotated[float, Field(ge=0)] = 256.0
+    cache_s: Annotated[float, Field(gt=0)] = 3600.0
     metrics_port: Port | None = 9571
 
 
@@ -151,6 +166,7 @@ class GatewayConfig(_Section):
     grpc_port: Port | None = None
     keys: Path | None = None
     cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_listed)] = ()
+    proxies: Annotated[tuple[Network, ...], BeforeValidator(_listed)] = ()
     connections: Annotated[int, Field(ge=1)] = 1024
 
 

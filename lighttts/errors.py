@@ -35,9 +35,29 @@ class InvalidInput(LightTTSError):
 
 
 class UnknownVoice(InvalidInput):
-    """No voice of that name in the model that serves the request."""
+    """No voice of that name: neither a preset one nor a registered one that this client may use."""
 
     code = "unknown_voice"
+
+
+class VoiceExists(InvalidInput):
+    """The name is taken: by another voice, or by a preset one, which always stays."""
+
+    code = "voice_exists"
+
+
+class Forbidden(LightTTSError):
+    """What is asked for is another key's to do."""
+
+    code = "forbidden"
+    exit_code = 77
+
+
+class QuotaExceeded(LightTTSError):
+    """There is no room for more voices: remove some, or have the limit raised."""
+
+    code = "quota_exceeded"
+    exit_code = 73
 
 
 class ProtocolError(LightTTSError):
@@ -153,6 +173,9 @@ BY_CODE: dict[str, type[LightTTSError]] = {
     for cls in (
         InvalidInput,
         UnknownVoice,
+        VoiceExists,
+        Forbidden,
+        QuotaExceeded,
         ProtocolError,
         Overloaded,
         NoWorker,

@@ -53,6 +53,11 @@ active_requests = Gauge("light_tts_active_requests", "Requests being worked on",
 gpu_utilization = Gauge("light_tts_gpu_utilization", "Busy share of a GPU, 0..1", ["gpu_id"])
 memory_usage = Gauge("light_tts_memory_usage", "Memory in bytes (type: rss, cuda_allocated, cuda_reserved)", ["type"])
 cache_hit_rate = Gauge("light_tts_cache_hit_rate", "Hits over look-ups since start, 0..1", ["cache_type"])
+cache_lookups = Counter(
+    "light_tts_cache_lookups_total",
+    "Look-ups in a cache (voice: features at an encode worker, recording: at the broker) by result: hit or miss",
+    ["cache_type", "result"],
+)
 first_audio = Histogram("light_tts_first_audio_seconds", "Admission to first frame to the client", buckets=_LATENCY)
 real_time_factor = Histogram(
     "light_tts_real_time_factor", "Time a finished request took over the audio it made", buckets=_RATIO

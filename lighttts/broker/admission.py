@@ -54,7 +54,9 @@ def check_input(asked: SpeechRequest, max_text: int) -> None:
 
 
 def _check_text(synth: Synth, max_text: int) -> None:
-    if not synth.text.strip():
+    if synth.pieces and synth.text:
+        raise InvalidInput("a text that comes in pieces begins with the first of them: leave text empty", field="text")
+    if not synth.pieces and not synth.text.strip():
         raise InvalidInput("the text is empty: give at least one word", field="text")
     for name, text in (("text", synth.text), ("prompt_text", synth.prompt_text)):
         if len(text) > max_text:

@@ -17,6 +17,12 @@ from lighttts.broker.outbox import Channel
 from lighttts.broker.quota import KEYED
 from lighttts.broker.redis_store import Limits, RedisStore
 from lighttts.broker.state import Found, MemoryStore, StateStore, StoreEvents
+from lighttts.broker.voice_files import FileStore, default_directory
+from lighttts.broker.voice_keeper import VoiceKeeper
+from lighttts.broker.voice_questions import Answer
+from lighttts.broker.voice_records import Room
+from lighttts.broker.voice_redis import RedisVoices
+from lighttts.broker.voice_store import VoiceStore
 from lighttts.config import BrokerConfig
 from lighttts.errors import InternalError, LightTTSError
 from lighttts.logs import get_logger
@@ -75,6 +81,7 @@ class App:
         self._sockets = Sockets(options, Guard(keys, self._refused) if keys else None)
         self._store: StateStore | None = None
         self._fetcher: Fetcher | None = None
+        self._keeper: VoiceKeeper | None = None
         self._health: metrics.HealthServer | None = None
         try:
             self._open()
@@ -103,7 +110,8 @@ class App:
         self._fetcher = fetcher = Fetcher(
             store, lambda request_id, found: self._reactor.post(lambda: self._fetched(request_id, found))
         )
-        self._executor = Executor(core, self._clients, self._workers, store, self._clock, fetcher.fetch)
+        self._keeper = keeper = self._open_voices()
+        self._executor = Executor(core, self._clients, self._workers, store, self._clock, fetcher.fetch, keeper.ask)
         self._listen(results)
 
     def _refused(self, refusal: Refusal) -> None:
@@ -181,6 +189,8 @@ class App:
         self._sockets.close()
         if self._fetcher:
             self._fetcher.close(STORE_CLOSE_S)
+        if self._keeper:
+            self._keeper.close(STORE_CLOSE_S)
         if self._store:
             self._store.close(STORE_CLOSE_S)
         if self._health:
@@ -259,6 +269,28 @@ class App:
         limits = Limits(breaker_failures=settings.redis_breaker_failures, breaker_s=settings.redis_breaker_s)
         return RedisStore(url, settings.state_ttl_s, f"{self._name}-{os.urandom(4).hex()}", events, limits)
 
+    def _open_voices(self) -> VoiceKeeper:
+        settings = self._settings
+        store: VoiceStore
+        if settings.state.startswith("memory://"):
+            store = FileStore(settings.voices_directory or default_directory())
+        else:
+            store = RedisVoices(settings.state)
+        room = Room(
+            settings.client_voices, _bytes(settings.client_voices_mb), settings.voices, _bytes(settings.voices_mb)
+        )
+        post = self._reactor.post
+        return VoiceKeeper(
+            store,
+            room,
+            _bytes(settings.voice_cache_mb),
+            settings.redis_breaker_s,
+            lambda number, answer: post(lambda: self._voices_answered(number, answer)),
+        )
+
+    def _voices_answered(self, number: int, answer: Answer) -> None:
+        self._executor.run(self._core.voices_answered(number, answer, self._clock()))
+
     def _stored(self, request_id: str, error: LightTTSError | None) -> None:
         self._executor.run(self._core.stored(request_id, error, self._clock()))
 
@@ -279,3 +311,7 @@ class App:
     def _store_crashed(self, error: BaseException) -> None:
         self._crash = error
         self._reactor.stop()
+
+
+def _bytes(mib: float) -> int:
+    return int(mib * 2**20)

@@ -13,11 +13,15 @@ from lighttts.broker.refusals import Refusals
 from lighttts.broker.requests import RequestTable
 from lighttts.broker.workers import WorkerTable
 from lighttts.config import BrokerConfig
+from lighttts.errors import Forbidden
 
 PROMPT_BYTES = 512 << 20
 """Most prompt audio held for requests that the encode stage has not finished."""
 OUTPUT_BYTES = 1 << 30
 """Most output held for clients that have not granted credit for it."""
+
+SERVED = "api/"
+"""How the owners begin that a gateway acts for: no key of a client is called so."""
 
 
 @dataclass(slots=True)
@@ -48,6 +52,19 @@ class Board:
     def stranger(self, client: bytes, owner: bytes) -> bool:
         """Whether a request of `owner` (as `who` tells) is none of `client`'s: it was begun with another key."""
         return owner.startswith(KEYED) and self.who(client) != owner
+
+    def owner(self, client: bytes, claimed: str) -> str:
+        """Whose voices a client means: its key's, nobody's without keys, or of those it serves the one it claims.
+
+        Raises `Forbidden` when it may not act for others.
+        """
+        who = self.who(client)
+        key = who.removeprefix(KEYED).decode() if who.startswith(KEYED) else ""
+        if not claimed:
+            return key
+        if key and key not in self.settings.gateways:
+            raise Forbidden(f"the key {key!r} may not act for others: name it in broker.gateways if it is a gateway's")
+        return f"{SERVED}{claimed}"
 
     def __post_init__(self) -> None:
         self.workers = WorkerTable(self.started, self.settings.worker_breaker_failures, self.settings.worker_breaker_s)

@@ -10,26 +10,33 @@ from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings, refuse
 from lighttts.broker.instructions import Metric, Reply, SaveRequest
+from lighttts.broker.live import Live
 from lighttts.broker.outbox import Channel, Outbox
+from lighttts.broker.pieces import Pieces
 from lighttts.broker.requests import CLOSED, Request, State, audio_bytes
 from lighttts.broker.resume import Resumption
 from lighttts.broker.slow import SlowClients
+from lighttts.broker.voices import VoiceDesk
 from lighttts.errors import Cancelled, LightTTSError, ProtocolError
 from lighttts.transport.wire import (
     STAGES,
+    AddVoice,
     Cancel,
     Convert,
     Credit,
     EndAck,
+    Finish,
+    Flush,
     GetStatus,
     Hello,
     ListVoices,
     Message,
+    Piece,
     Resume,
     SpeechRequest,
     Status,
     Synth,
-    Voices,
+    VoiceAction,
     Welcome,
     decode,
     encode,
@@ -39,7 +46,16 @@ from lighttts.transport.wire import (
 class Clients:
     """Handles the messages of clients."""
 
-    def __init__(self, board: Board, dispatcher: Dispatcher, endings: Endings, resumption: Resumption) -> None:
+    def __init__(
+        self,
+        board: Board,
+        dispatcher: Dispatcher,
+        endings: Endings,
+        resumption: Resumption,
+        desk: VoiceDesk,
+        pieces: Pieces,
+    ) -> None:
+        self._desk = desk
         self._board = board
         self._step = board.step
         self._settings = board.settings
@@ -54,10 +70,15 @@ class Clients:
             Synth: self._speech,
             Convert: self._speech,
             Resume: resumption.ask,
+            Piece: pieces.hear,
+            Flush: pieces.hear,
+            Finish: pieces.hear,
             Credit: self._credit,
             Cancel: self._cancel,
             EndAck: self._end_ack,
-            ListVoices: self._list_voices,
+            ListVoices: desk.list,
+            AddVoice: desk.add,
+            VoiceAction: desk.act,
             GetStatus: self._get_status,
         }
 
@@ -106,6 +127,7 @@ class Clients:
         allowed = message.deadline_ms / 1000 or self._settings.deadline_s
         outbox = Outbox(Channel.CLIENTS, client, self._board.output, credit)
         request = Request(message.request_id, client, message, outbox, received=now, deadline=now + allowed)
+        request.live = Live(now) if request.in_pieces else None
         self._board.prompts.hold(audio_bytes(message))
         self._requests.add(request)
         self._step.observe(Metric.REQUESTS, label=request.method)
@@ -117,7 +139,7 @@ class Clients:
     def _admit(self, request: Request, now: float) -> None:
         request.move(State.ADMITTED, now)
         self._dispatcher.accept(request)
-        self._dispatcher.enter("encode", request, now)
+        self._desk.admit(request, now)
 
     def _credit(self, client: bytes, message: Credit, now: float) -> None:
         request = self._requests.owned(client, message.request_id)
@@ -144,9 +166,6 @@ class Clients:
 
     def _hello(self, client: bytes, message: Hello, now: float) -> None:
         self._answer(client, self._welcome())
-
-    def _list_voices(self, client: bytes, message: ListVoices, now: float) -> None:
-        self._answer(client, Voices(message.query_id, self._workers.sample_rate, self._workers.voices()))
 
     def _get_status(self, client: bytes, message: GetStatus, now: float) -> None:
         waiting = self._requests.waiting

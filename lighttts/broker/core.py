@@ -17,11 +17,14 @@ from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings
 from lighttts.broker.instructions import DeleteRequest, Instruction, Reply
 from lighttts.broker.outbox import Channel, Outbox
+from lighttts.broker.pieces import Pieces
 from lighttts.broker.quota import by_connection
 from lighttts.broker.results import Results
 from lighttts.broker.resume import Resumption
 from lighttts.broker.state import Found
 from lighttts.broker.takeover import Takeover
+from lighttts.broker.voice_questions import Answer
+from lighttts.broker.voices import VoiceDesk
 from lighttts.config import BrokerConfig
 from lighttts.errors import DeadlineExceeded, LightTTSError, NoWorker, Unavailable, UnknownRequest
 from lighttts.transport.wire import STAGES
@@ -67,9 +70,11 @@ class Core:
         self._endings = Endings(board, dispatcher)
         takeover = Takeover(board, dispatcher, self._endings)
         self._control = Control(board, dispatcher, takeover)
-        self._resumption = Resumption(board, dispatcher, self._endings, wall)
-        self._clients = Clients(board, dispatcher, self._endings, self._resumption)
-        self._results = Results(board, dispatcher, self._endings, takeover)
+        self._desk = desk = VoiceDesk(board, dispatcher, self._endings, wall)
+        self._resumption = Resumption(board, dispatcher, self._endings, desk, wall)
+        self._pieces = Pieces(board, dispatcher, self._endings)
+        self._clients = Clients(board, dispatcher, self._endings, self._resumption, desk, self._pieces)
+        self._results = Results(board, dispatcher, self._endings, takeover, desk.traces, self._pieces)
         self._blocked: dict[Outbox, None] = {}
         self._answers: dict[tuple[Channel, bytes], Outbox] = {}
         self._probed = now
@@ -101,6 +106,11 @@ class Core:
     def fetched(self, request_id: str, found: Found, now: float) -> list[Instruction]:
         """A `Fetch` has brought a request, or why there is none."""
         self._resumption.fetched(request_id, found, now)
+        return self._step.finish()
+
+    def voices_answered(self, number: int, answer: Answer, now: float) -> list[Instruction]:
+        """An `AskVoices` is answered."""
+        self._desk.answered(number, answer, now)
         return self._step.finish()
 
     def claimed(self, request_id: str, now: float) -> list[Instruction]:
@@ -144,10 +154,12 @@ class Core:
             self._step.add(outbox)
         self._blocked.clear()
         self._control.tick(now)
+        self._pieces.tick(now)
         self._expire_requests(now)
         self._clients.tick(now)
         self._endings.tick(now)
         self._resumption.tick(now)
+        self._desk.tick(now)
         self._board.refusals.tick(now)
         self._results.tick()
         if now - self._probed >= PROBE_INTERVAL_S:
@@ -186,9 +198,9 @@ class Core:
         )
 
     def known_peers(self, channel: Channel) -> set[bytes]:
-        """Routing ids of the clients with requests, or of the workers."""
+        """Routing ids of the clients that wait for something, or of the workers."""
         if channel is Channel.CLIENTS:
-            return set(self._board.requests.clients)
+            return {*self._board.requests.clients, *self._desk.clients}
         return {worker.identity for worker in self._board.workers}
 
     # ---- within --------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lighttts.broker.board import Board
 from lighttts.broker.breaker import BreakerState
 from lighttts.broker.instructions import Metric, SaveState
+from lighttts.broker.live import Part
 from lighttts.broker.requests import Request, State
 from lighttts.broker.workers import Worker
 from lighttts.errors import InternalError
@@ -12,6 +13,7 @@ from lighttts.transport.wire import (
     STAGES,
     Abort,
     Accepted,
+    CheckWork,
     Convert,
     ConvertWork,
     DecodeWork,
@@ -19,7 +21,10 @@ from lighttts.transport.wire import (
     EncodeWork,
     GenerateWork,
     Message,
+    MoreText,
     StageWork,
+    Synth,
+    TextWork,
     encode,
     readdress,
 )
@@ -53,6 +58,13 @@ class Dispatcher:
         else:
             queues.setdefault(lane, {})[request.id] = request
         self._run(stage, queues[lane], now)
+
+    def _waits(self, stage: str, request: Request) -> bool:
+        return any(request.id in queue for queue in self._queues[stage].values())
+
+    def concerned(self, stage: str, request: Request) -> bool:
+        """Whether `stage` has something of `request` to do, or is doing it."""
+        return self._waits(stage, request) or stage in request.holders
 
     def onward(self, request: Request, now: float) -> None:
         """Puts an encoded request into the queues of the stages that have a part of it to do."""
@@ -120,13 +132,21 @@ class Dispatcher:
         self._begin(stage, request, worker, now)
 
     def _begin(self, stage: str, request: Request, worker: Worker, now: float) -> None:
-        if stage in _AT_WORK and request.state is not _AT_WORK[stage]:
+        text = stage == "encode" and request.encoded is not None
+        if stage in _AT_WORK and request.state is not _AT_WORK[stage] and not text:
             request.move(_AT_WORK[stage], now)
-            self._step.add(SaveState(request.id, request.state.value))
+            if not request.told:
+                self._step.add(SaveState(request.id, request.state.value))
         self.accept(request)
         self.send(worker, work(stage, request))
+        for part in request.live.parts() if stage == "llm" and request.live else ():
+            self.send(worker, self.more_text(request, part))
         for frames in request.log.since(request.flow.sentence) if stage == "decode" else ():
             worker.outbox.add(readdress(frames, request.attempts[stage]))
+
+    def more_text(self, request: Request, part: Part) -> MoreText:
+        """Ids of a text that comes in pieces, for the llm worker that has it."""
+        return MoreText(request.id, request.attempts["llm"], *part)
 
     def blame(self, worker: Worker, now: float) -> None:
         """Counts a failure of `worker`; after a few in a row it is avoided."""
@@ -138,7 +158,7 @@ class Dispatcher:
 
     def accept(self, request: Request) -> None:
         """Sends `Accepted`, as soon as some worker has said what the sample rate is."""
-        if not request.accepted and self._workers.sample_rate:
+        if not request.accepted and self._workers.sample_rate and not request.told:
             request.accepted = True
             request.outbox.add(encode(Accepted(request.id, self._workers.sample_rate)))
             self._step.add(request.outbox)
@@ -153,7 +173,7 @@ class Dispatcher:
         `patience` seconds of its life."""
         for stage in request.stages:
             absent = self._workers.absent_since(stage, request.version(stage), request.style(stage))
-            needed = stage not in request.started or any(request.id in queue for queue in self._queues[stage].values())
+            needed = stage not in request.started or self._waits(stage, request)
             if absent is not None and needed and now - max(absent, request.received) >= patience:
                 return stage
         return None
@@ -168,11 +188,25 @@ def work(stage: str, request: Request) -> StageWork:
     return (_generate_work if stage == "llm" else _decode_work)(request, request.encoded)
 
 
-def _encode_work(request: Request) -> EncodeWork | ConvertWork:
+def _encode_work(request: Request) -> EncodeWork | ConvertWork | CheckWork | TextWork:
     asked, attempt = request.asked, request.attempts["encode"]
+    if request.told and isinstance(asked, Synth):
+        return CheckWork(request.id, attempt, asked.prompt, asked.prompt_text)
     if isinstance(asked, Convert):
         return ConvertWork(request.id, attempt, asked.voice, asked.prompt, asked.source)
-    return EncodeWork(request.id, attempt, asked.text, asked.voice, asked.prompt_text, asked.prompt, asked.instruct)
+    if request.live and request.encoded:
+        text, flush = request.live.work()
+        return TextWork(request.id, attempt, request.live.method, flush, text)
+    return EncodeWork(
+        request.id,
+        attempt,
+        asked.text,
+        asked.voice,
+        asked.prompt_text,
+        asked.prompt,
+        asked.instruct,
+        asked.pieces,
+    )
 
 
 def _generate_work(request: Request, encoded: Encoded) -> GenerateWork:
@@ -187,6 +221,8 @@ def _generate_work(request: Request, encoded: Encoded) -> GenerateWork:
         encoded.prompt_text_ids,
         encoded.llm_prompt_tokens,
         request.log.unfinished(),
+        encoded.pieces,
+        encoded.lead,
     )
 
 

@@ -8,7 +8,7 @@ from lighttts.broker.instructions import DeleteRequest, Metric, ReleaseRequest, 
 from lighttts.broker.outbox import Channel
 from lighttts.broker.requests import CLOSED, ROWS_PER_SECOND, Request, State
 from lighttts.broker.token_log import TokenLog
-from lighttts.errors import Cancelled, LightTTSError
+from lighttts.errors import Cancelled, LightTTSError, Unavailable
 from lighttts.transport.wire import End, Error, encode
 
 OFFER_INTERVAL_S = 2.0
@@ -53,6 +53,9 @@ class Endings:
     def fail(self, request: Request, error: LightTTSError, now: float) -> None:
         """Ends a live request with `error`; every worker that holds a part of it is told to drop it."""
         self._dispatcher.withdraw(request)
+        if request.told:
+            self.return_errand(request, error, now)
+            return
         request.outbox.clear()
         request.farewell = error_frames(request.id, error)
         request.outbox.add(request.farewell)
@@ -60,6 +63,17 @@ class Endings:
         self.failed += 1
         self._step.observe(Metric.FAILURES, label=error.code)
         self._close(request, State.CANCELLED if isinstance(error, Cancelled) else State.FAILED, now, error.code)
+
+    def return_errand(self, request: Request, outcome: str | LightTTSError, now: float) -> None:
+        """Ends an errand: whoever waits for it is told what its voice's features are called, or what went wrong."""
+        assert request.told is not None
+        if isinstance(outcome, LightTTSError):
+            self._step.observe(Metric.FAILURES, label=outcome.code)
+            request.move(State.FAILED, now)
+        request.move(State.FORGOTTEN, now)
+        self._board.prompts.free(request.drop_audio())
+        self._requests.remove(request)
+        request.told(outcome, now)
 
     def give_up(self, request: Request, error: LightTTSError, now: float) -> None:
         """What waits for the client of a request, be it live or closing, gives way to `error`."""
@@ -73,12 +87,23 @@ class Endings:
         self._step.observe(Metric.FAILURES, label=error.code)
 
     def vanish(self, client: bytes, now: float) -> None:
-        """The client is gone: nothing more is done for it, unless it comes back soon."""
+        """The client is gone: nothing more is done for it, unless it comes back soon. Of a text in pieces nobody could
+        say how much had come."""
         for request in tuple(self._requests.clients.get(client, {}).values()):
-            if request.state in (State.FAILED, State.CANCELLED):
+            if request.told:
+                self.fail(request, Cancelled("the client is gone"), now)
+            elif request.in_pieces:
+                self.drop(request, now)
+            elif request.state in (State.FAILED, State.CANCELLED):
                 self.forget(request, now)
             else:
                 self.park(request, now)
+
+    def drop(self, request: Request, now: float) -> None:
+        """Ends a request, at any time, of which nobody is to hear any more."""
+        if request.state not in CLOSED:
+            self.fail(request, Unavailable("the connection broke while the text was being written"), now)
+        self.forget(request, now)
 
     def park(self, request: Request, now: float) -> None:
         """Leaves a request that has not failed to the broker its client comes to; workers are told to drop it."""
@@ -118,7 +143,7 @@ class Endings:
         request.move(state, now)
         request.closed = request.offered = now
         self._board.prompts.free(request.drop_audio())
-        request.encoded = None
+        request.encoded = request.live = None
         self._requests.close(request)
         self._step.add(SaveState(request.id, state.value))
         self._step.observe(Metric.DURATION, now - request.received)

@@ -18,6 +18,7 @@ from lighttts.broker.instructions import (
 )
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.state import StateStore
+from lighttts.broker.voice_questions import AskVoices
 from lighttts.logs import get_logger
 from lighttts.transport.transport import Delivery, Router
 
@@ -27,7 +28,7 @@ SERVICE = "broker"
 class Executor:
     """Does what `core` says, in order; `clock` tells the core when something came of it.
 
-    `fetch_request` begins to fetch a stored request.
+    `fetch_request` begins to fetch a stored request, `ask_voices` asks the keeper of voices.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Executor:
         store: StateStore,
         clock: Callable[[], float],
         fetch_request: Callable[[str], None],
+        ask_voices: Callable[[AskVoices], None],
     ) -> None:
         self._core = core
         self._clients = clients
@@ -52,6 +54,7 @@ class Executor:
             Reply: self._reply,
             Log: self._write_log,
             Fetch: lambda fetch: fetch_request(fetch.request_id),
+            AskVoices: ask_voices,
             **dict.fromkeys(WRITES, store.write),
         }
 

@@ -9,6 +9,7 @@ import enum
 from typing import Literal, NamedTuple, get_args
 
 from lighttts.broker.outbox import Channel, Frames, Outbox
+from lighttts.broker.voice_questions import AskVoices
 
 
 class Reply(NamedTuple):
@@ -112,7 +113,7 @@ class Log(NamedTuple):
     fields: dict[str, object]
 
 
-Instruction = Outbox | Reply | Write | Fetch | Observe | Log
+Instruction = Outbox | Reply | Write | Fetch | AskVoices | Observe | Log
 
 
 class Step:

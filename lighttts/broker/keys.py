@@ -6,18 +6,28 @@ encoded   string: the `Encoded` message
 tokens    hash: sequence number -> `Tokens` message; the numbers are 0, 1, 2, ... without a gap
 lease     string: there while the broker of that name lives
 
+Registered voices, all in one slot, live until they are removed:
+of        hash, one for each owner: a voice's name -> its record
+shared    hash: a shared voice's name -> its record
+use       hash: owner -> how many voices it has, and their bytes
+recording string, one for each voice: an audio file
+
 A message is a msgpack array of its frames. A request's keys live `broker.state_ttl_s` after the last write to any of
 them, or a few seconds after its release; a lease as long as its broker says.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 PREFIX = "lighttts:"
 LEASE = f"{PREFIX}lease:"
 EVERY_REQUEST = f"{PREFIX}{{*"
 """The pattern of all requests' keys."""
+VOICES = f"{PREFIX}voices:{{voices}}:"
+SHARED_VOICES = f"{VOICES}shared"
+USE_OF_VOICES = f"{VOICES}use"
 
 
 class RequestKeys(NamedTuple):
@@ -47,3 +57,18 @@ def request_of(key: bytes) -> str | None:
         return None
     request_id = base[len(PREFIX) + 1 : -1]
     return request_id if key.decode() in keys_of(request_id) else None
+
+
+def voices_of(owner: str) -> str:
+    """The key of an owner's voices."""
+    return f"{VOICES}of:{owner_field(owner)}"
+
+
+def owner_field(owner: str) -> str:
+    """What stands for an owner in keys and fields."""
+    return hashlib.sha256(owner.encode()).hexdigest()
+
+
+def recording_of(voice_id: str) -> str:
+    """The key of a voice's recording."""
+    return f"{VOICES}recording:{voice_id}"

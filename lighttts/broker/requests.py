@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lighttts.broker.live import Live
 from lighttts.broker.outbox import Frames, Outbox
 from lighttts.broker.token_log import TokenLog
-from lighttts.errors import InternalError
+from lighttts.errors import InternalError, LightTTSError
 from lighttts.transport.wire import (
     OLDEST,
     STAGES,
+    CheckWork,
     Convert,
     Encoded,
     Message,
@@ -35,7 +38,7 @@ class State(enum.Enum):
     """It waits for an encode worker."""
     ENCODING = "encoding"
     ENCODED = "encoded"
-    """It waits for an llm worker, unless it has its tokens."""
+    """It waits for an llm worker, unless it has its tokens. An errand is over."""
     GENERATING = "generating"
     DECODING = "decoding"
     """All tokens are made, the rest of the output is not."""
@@ -59,7 +62,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     _S.RECEIVED: _BROKEN_OFF | {_S.ADMITTED},
     _S.ADMITTED: _BROKEN_OFF | {_S.ENCODING},
     _S.ENCODING: _BROKEN_OFF | {_S.ENCODED},
-    _S.ENCODED: _BROKEN_OFF | {_S.GENERATING, _S.DECODING},
+    _S.ENCODED: _BROKEN_OFF | {_S.GENERATING, _S.DECODING, _S.FORGOTTEN},
     _S.GENERATING: _BROKEN_OFF | {_S.DECODING, _S.FLUSHING},
     _S.DECODING: _BROKEN_OFF | {_S.FLUSHING},
     _S.FLUSHING: _BROKEN_OFF | {_S.ENDING},
@@ -136,6 +139,13 @@ class Request:
     closed: float = 0.0
     offered: float = 0.0
     """When `farewell` was last sent."""
+    voice_digest: str = ""
+    """SHA-256 of the recording it speaks with, if that is a registered voice's."""
+    told: Callable[[str | LightTTSError, float], None] | None = None
+    """An errand: work of the broker's own, a voice's recording to be encoded. Who is told what its features are called,
+    or what went wrong; its client hears nothing of it, and no store keeps it."""
+    live: Live | None = None
+    """Its text, if that comes in pieces."""
     history: list[tuple[float, State]] = field(default_factory=list)
 
     def suspect(self, stage: str) -> bool:
@@ -144,7 +154,9 @@ class Request:
 
     def version(self, stage: str) -> int:
         """The version of the protocol that has words for its work at `stage`."""
-        return since(self.asked) if stage == "encode" else OLDEST
+        if stage == "encode":
+            return CheckWork.FIRST if self.told else since(self.asked)
+        return since(self.asked) if stage == "llm" and self.in_pieces else OLDEST
 
     def style(self, stage: str) -> str:
         """The style that its worker of `stage` must answer to: language models alone have any."""
@@ -162,16 +174,34 @@ class Request:
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages it passes through."""
+        if self.told:
+            return ("encode",)
         return PATHS[type(self.asked), self.asked.output]
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether its text comes in pieces."""
+        return isinstance(self.asked, Synth) and bool(self.asked.pieces)
+
+    @property
+    def last_sentence(self) -> int | None:
+        """The number of its last sentence, if that is known."""
+        if self.live:
+            return self.live.end
+        return len(self.encoded.lengths) - 1 if self.encoded else None
 
     @property
     def generated(self) -> bool:
         """Whether all its tokens are made."""
-        return self.encoded is not None and self.log.sentence >= len(self.encoded.lengths)
+        last = self.last_sentence
+        return last is not None and self.log.sentence > last
 
     @property
     def method(self) -> str:
-        """What is asked for: conversion, instruct; else how the voice is given: preset, zero_shot or cross_lingual."""
+        """What is asked for: conversion, instruct, voice (to be added); else how the voice is given: preset (or
+        registered), zero_shot or cross_lingual."""
+        if self.told:
+            return "voice"
         if isinstance(self.asked, Convert):
             return "conversion"
         if self.asked.instruct:
@@ -190,13 +220,19 @@ class Request:
 
     def fits(self, encoded: Encoded) -> bool:
         """Whether the encode stage's result is one of such a request."""
+        if self.told:
+            return not encoded.lengths
         if isinstance(self.asked, Convert):
             return len(encoded.source_tokens) > 0 and not encoded.lengths
+        if self.live:
+            return bool(encoded.pieces) and not encoded.lengths and not len(encoded.text_ids)
         return bool(encoded.lengths) and sum(encoded.lengths) == len(encoded.text_ids)
 
     def take(self, encoded: Encoded) -> None:
         """It is encoded. A conversion has all its tokens with that: they are its only sentence."""
         self.encoded = encoded
+        if self.live:
+            self.live.method = encoded.pieces
         if isinstance(self.asked, Convert):
             source = encoded.source_tokens
             whole = Tokens(self.id, self.attempts["llm"], encoded.epoch, 0, 0, final=True, last=True, tokens=source)

@@ -14,16 +14,18 @@ from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import Endings
 from lighttts.broker.instructions import AppendTokens, Metric, Observe, SaveEncoded, SaveState
 from lighttts.broker.outbox import Frames
+from lighttts.broker.pieces import Pieces
 from lighttts.broker.requests import Request, State
 from lighttts.broker.takeover import Takeover
 from lighttts.broker.token_log import TOKEN_BYTES
+from lighttts.broker.voice_traces import Traces
 from lighttts.broker.workers import Worker
 from lighttts.errors import Overloaded, ProtocolError, WorkerFailed, from_code
 from lighttts.transport.wire import (
     REGISTRY,
-    VERSIONS,
     Audio,
     Encoded,
+    EncodedText,
     Mel,
     Message,
     StageFailed,
@@ -47,10 +49,20 @@ _Media = type[Audio] | type[Mel]
 class Results:
     """Takes in what workers push."""
 
-    def __init__(self, board: Board, dispatcher: Dispatcher, endings: Endings, takeover: Takeover) -> None:
+    def __init__(
+        self,
+        board: Board,
+        dispatcher: Dispatcher,
+        endings: Endings,
+        takeover: Takeover,
+        traces: Traces,
+        pieces: Pieces,
+    ) -> None:
+        self._traces = traces
         self._board = board
         self._step = board.step
         self._takeover = takeover
+        self._pieces = pieces
         self._live = board.requests.live
         self._workers = board.workers
         self._dispatcher = dispatcher
@@ -61,9 +73,10 @@ class Results:
             Mel: lambda frames, now: self._media(Mel, frames, now),
             Tokens: self._tokens,
             Encoded: self._encoded,
+            EncodedText: self._encoded_text,
             StageFailed: self._stage_failed,
         }
-        self._handlers = {head(cls, version): call for cls, call in handlers.items() for version in VERSIONS}
+        self._handlers = {head(cls, version): call for cls, call in handlers.items() for version in cls.LENGTHS}
 
     def receive(self, frames: list[bytes], now: float) -> None:
         """Handles one message from the results socket."""
@@ -117,7 +130,7 @@ class Results:
         request = self._current(fields[_ID], fields[_ATTEMPT], fields[_EPOCH], "llm", now)
         if request is None:
             return
-        log, sentences = request.log, len(request.encoded.lengths) if request.encoded else 0
+        log, live = request.log, request.live
         last, final, rows = fields[_LAST[Tokens]], fields[_FINAL], _rows(fields[-1], frames)
         if fields[_SEQ] != len(log):
             self._misordered(request, "llm", fields[_SEQ], len(log), now)
@@ -128,7 +141,8 @@ class Results:
             or type(final) is not bool
             or log.full
             or fields[_SENTENCE[Tokens]] != log.sentence
-            or last is not (final and log.sentence + 1 == sentences)
+            or last is not (final and log.sentence == request.last_sentence)
+            or (final and live is not None and not live.whole(log.sentence))
         ):
             self._broken(request, "llm", now)
             return
@@ -136,6 +150,8 @@ class Results:
             self._takeover.acquit("llm", request, now)
         self._step.add(AppendTokens(request.id, len(log), frames))
         log.add(frames, rows, final=final)
+        if final:
+            self._pieces.spoken(request, log.sentence - 1)
         self._relayed["tokens"] += 1
         if last:
             self._stage_done("llm", request, now)
@@ -204,11 +220,33 @@ class Results:
         if request.suspect("encode"):
             self._takeover.acquit("encode", request, now)
         request.move(State.ENCODED, now)
+        if request.told:
+            self._endings.return_errand(request, message.voice_key, now)
+            return
+        self._traces.encoded(request, message.voice_key)
         request.take(message)
         self._board.prompts.free(request.drop_audio())
         self._step.add(SaveEncoded(request.id, frames))
         self._step.add(SaveState(request.id, request.state.value))
-        self._dispatcher.onward(request, now)
+        if request.live:
+            self._pieces.move(request, now)
+        else:
+            self._dispatcher.onward(request, now)
+
+    def _encoded_text(self, frames: Frames, now: float) -> None:
+        message = decode(frames)
+        assert isinstance(message, EncodedText)
+        request = self._current(message.request_id, message.attempt, message.epoch, "encode", now)
+        if request is None:
+            return
+        request.holders["encode"].breaker.succeeded()
+        self._dispatcher.release("encode", request)
+        if request.suspect("encode"):
+            self._takeover.acquit("encode", request, now)
+        try:
+            self._pieces.encoded(request, message, now)
+        except ValueError:
+            self._broken(request, "encode", now)
 
     def _stage_failed(self, frames: Frames, now: float) -> None:
         message = decode(frames)

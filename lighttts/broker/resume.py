@@ -17,6 +17,7 @@ from lighttts.broker.instructions import DeleteRequest, Fetch, Metric, ReleaseRe
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.requests import Flow, Request, State, audio_bytes
 from lighttts.broker.state import Claim, Found, Saved
+from lighttts.broker.voices import VoiceDesk
 from lighttts.errors import LightTTSError, Overloaded, UnknownRequest
 from lighttts.transport.wire import STAGES, Convert, Encoded, Resume, Synth, Tokens, decode
 
@@ -46,7 +47,10 @@ class Asked:
 class Resumption:
     """Takes up requests again. `wall` tells Unix time, in which records are dated."""
 
-    def __init__(self, board: Board, dispatcher: Dispatcher, endings: Endings, wall: Callable[[], float]) -> None:
+    def __init__(
+        self, board: Board, dispatcher: Dispatcher, endings: Endings, desk: VoiceDesk, wall: Callable[[], float]
+    ) -> None:
+        self._desk = desk
         self._board = board
         self._step = board.step
         self._dispatcher = dispatcher
@@ -63,6 +67,10 @@ class Resumption:
         if known and known.state in (State.FAILED, State.CANCELLED):
             self._step.add(Reply(Channel.CLIENTS, client, known.farewell))
             self._endings.forget(known, now)
+            return
+        if known and known.in_pieces:
+            self._endings.drop(known, now)
+            self._unknown(client, message.request_id)
             return
         if known:
             self._endings.park(known, now)
@@ -141,6 +149,8 @@ class Resumption:
         """The request as it was. Raises `UnknownRequest` if the client has heard more than can be made again."""
         speech, message, settings = decode(saved.synth), asked.message, self._board.settings
         assert isinstance(speech, Synth | Convert)
+        if isinstance(speech, Synth) and speech.pieces:
+            raise UnknownRequest("a text in pieces is not gone on with after its connection broke: send it again")
         received = now - max(0.0, self._wall() - saved.received)
         outbox = Outbox(Channel.CLIENTS, asked.client, self._board.output, min(message.credit, settings.max_credit))
         deadline = received + (speech.deadline_ms / 1000 or settings.deadline_s)
@@ -171,7 +181,7 @@ class Resumption:
         """Puts the request where its next stage finds it."""
         if request.state is State.ADMITTED:
             self._dispatcher.accept(request)
-            self._dispatcher.enter("encode", request, now)
+            self._desk.admit(request, now)
             return
         self._dispatcher.accept(request)
         if request.asked.output == "tokens":

@@ -13,6 +13,8 @@ TOKEN_BYTES = 4
 MOST = 1 << 20
 """Tokens at which a log is full, and messages: half a day of speech, which only a defect makes of one text."""
 _TOKENS = np.dtype("<i4")
+FILL = -1
+"""Stands where a message without tokens says that a block of text and speech is over."""
 
 
 class Entry(NamedTuple):
@@ -58,6 +60,7 @@ class TokenLog:
         return len(earlier), sum(earlier)
 
     def unfinished(self) -> IntArray:
-        """The tokens (n,) of the sentence that is due."""
-        pieces = [bytes(entry.frames[-1]) for entry in self._entries if entry.sentence == self.sentence]
+        """The tokens (n,) of the sentence that is due, and `FILL`."""
+        fill = np.array([FILL], _TOKENS).tobytes()
+        pieces = [bytes(entry.frames[-1]) or fill for entry in self._entries if entry.sentence == self.sentence]
         return np.frombuffer(b"".join(pieces), _TOKENS)

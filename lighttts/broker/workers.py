@@ -200,6 +200,10 @@ class WorkerTable:
         names = {name for worker in self._by_stage["encode"].values() for name in worker.hello.voices}
         return tuple(sorted(names)[:MAX_VOICES])
 
+    def offers(self, voice: str) -> bool:
+        """Whether it is a preset voice."""
+        return any(voice in worker.hello.voices for worker in self._by_stage["encode"].values())
+
     def count(self, stage: str) -> int:
         """Workers of `stage`."""
         return len(self._by_stage[stage])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lighttts.cli.ask import ask_status
 from lighttts.errors import LightTTSError
+from lighttts.gateway.keys import check_access, read_keys
 from lighttts.kernels import missing
 from lighttts.transport.endpoints import connectable, listening
 
@@ -25,10 +26,10 @@ PACKAGES = {
     "audio": ("soundfile",),
     "server": ("pydantic", "pyyaml", "prometheus-client", "redis", "structlog"),
     "worker": ("torch", "tokenizers", "onnxruntime", "soxr", "wetext"),
-    "gateway": ("av", "starlette", "uvicorn", "websockets", "python-multipart", "grpcio", "grpcio-tools"),
+    "gateway": ("av", "grpcio", "grpcio-tools", "python-multipart", "starlette", "uvicorn", "websockets"),
 }
-OPTIONAL = {"gateway"}
-"""Extras that a machine of workers does without."""
+_SPARED = ("gateway",)
+"""Extras that a machine may well be without."""
 _MODULES = {
     "pyzmq": "zmq",
     "pyyaml": "yaml",
@@ -79,7 +80,7 @@ def packages() -> Iterator[Finding]:
                 broken.append(f"{name} ({error})")
         install = "pip install lighttts" if extra == "client" else f"pip install 'lighttts[{extra}]'"
         if broken:
-            level = Level.NOTE if extra in OPTIONAL else Level.PROBLEM
+            level = Level.NOTE if extra in _SPARED else Level.PROBLEM
             yield Finding(level, f"packages of {extra} cannot be imported: {', '.join(broken)}; {install}")
         else:
             versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
@@ -150,6 +151,24 @@ def redis(config: Config) -> Iterator[Finding]:
     except ImportError:
         return  # `packages` has told it
     yield from findings(url)
+
+
+def api_keys(config: Config) -> Iterator[Finding]:
+    """Who may use the gateway."""
+    settings = config.gateway
+    try:
+        check_access(settings.host, settings.keys, plain=config.security.allow_plain)
+        keys = read_keys(settings.keys) if settings.keys else None
+    except LightTTSError as error:
+        yield Finding(Level.PROBLEM, error.text)
+        return
+    if keys is None:
+        yield Finding(Level.OK, f"the gateway has no API keys: whoever reaches {settings.host} may use it")
+    elif keys:
+        yield Finding(Level.OK, f"{len(keys)} API key{'s' if len(keys) > 1 else ''} in {settings.keys}")
+    else:
+        text = f"{settings.keys} holds no API key, so that nobody may use the gateway"
+        yield Finding(Level.PROBLEM, f"{text}: make one with `lighttts-cli api-keys add NAME`")
 
 
 def ports(config: Config) -> Iterator[Finding]:

@@ -27,8 +27,8 @@ examples:
   lighttts-cli doctor                                   what is missing, and how to mend it
 
 `lighttts-cli COMMAND --help` tells the rest. Exit codes: 0 done, 64 wrong command line, 65 wrong input, 69 service or
-package missing, 70 failure inside, 75 try again later, 77 not let in by the broker, 78 wrong configuration or model,
-130 interrupted.
+package missing, 70 failure inside, 73 no room for more voices, 75 try again later, 77 not let in by the broker or not
+yours to change, 78 wrong configuration or model, 130 interrupted.
 """
 
 

@@ -29,7 +29,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="where to write it; - is standard output")
     parser.add_argument("--format", choices=AUDIO_FORMATS, help="instead of the one that the file's name says")
     parser.add_argument(
-        "--voice", metavar="NAME", help="a preset voice, see `lighttts-cli voices` (default: the first)"
+        "--voice", metavar="NAME", help="a preset voice or one of yours, see `lighttts-cli voices` (default: the first)"
     )
     parser.add_argument("--prompt-wav", type=Path, metavar="FILE", help="clone the voice of this recording")
 

@@ -135,8 +135,10 @@ class Stack:
                 self._ended[report["ended"]] = (report["code"], report["words"])
 
 
-def private_commands(arguments: Sequence[str], model: Path, style: str = "") -> list[Command]:
-    """Broker and one worker of each stage on sockets in the private folder, without metrics, serving `model` in
+def private_commands(
+    arguments: Sequence[str], model: Path, style: str = "", stages: Sequence[str] = STAGES
+) -> list[Command]:
+    """Broker and one worker of each of `stages` on sockets in the private folder, without metrics, serving `model` in
     `style`, by default as configured."""
     settings = [f"broker.{socket}=ipc://{FOLDER}/{socket}" for socket in _SOCKETS]
     settings += ["broker.state=memory://", "security.keys=null", "security.ipc_mode=0600"]
@@ -144,7 +146,7 @@ def private_commands(arguments: Sequence[str], model: Path, style: str = "") -> 
     settings += [f"{name}.metrics_port=null" for name in _MODULES]
     settings += [f"llm.style={json.dumps(style)}"] if style else []
     flags = [flag for setting in settings for flag in ("--set", setting)]
-    return [{"name": name, "arguments": [module, *arguments, *flags]} for name, module in _MODULES.items()]
+    return [{"name": name, "arguments": [_MODULES[name], *arguments, *flags]} for name in ("broker", *stages)]
 
 
 def shared_commands(arguments: Sequence[str], config: Config, counts: Mapping[str, int], model: Path) -> list[Command]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -28,6 +30,7 @@ examples:
   lighttts-cli synth "Hello there." --instruct "in a whisper" -o quiet.wav
   lighttts-cli synth --file story.txt -o story.wav --broker tcp://10.0.0.2:5570,tcp://10.0.0.3:5570
   echo "Hello there." | lighttts-cli synth - -o - | ffplay -autoexit -nodisp -
+  some-chatbot | lighttts-cli synth - --live -o - | ffplay -autoexit -nodisp -     speaks while it is written
   lighttts-cli synth "Hello there." --output tokens -o hello.npy
 """
 
@@ -49,12 +52,18 @@ class Request(TypedDict):
 
 
 _MAX_TEXT_BYTES = 512 * 1024
+_PIECE_BYTES = 4096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("text", nargs="?", metavar="TEXT", help="what to say; - reads it from standard input")
     parser.add_argument("--file", type=Path, metavar="FILE", help="read what to say from a UTF-8 text file")
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="speak standard input while it is still being written; it must go on within 30 s",
+    )
     speech.add_target(parser)
     parser.add_argument(
         "--prompt-text",
@@ -71,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
     """Speaks; returns the exit code."""
     if (options.text is None) == (options.file is None):
         raise InvalidInput('say what to speak: a "TEXT" in quotes, - for standard input, or --file FILE')
+    if options.live and options.text != "-":
+        raise InvalidInput("--live speaks what comes on standard input: say - in the place of TEXT")
     if options.text not in (None, "-"):
         _decoded(options.text.encode(errors="surrogateescape"), "the text")
     return speech.speak(options, speech.check(options), lambda: _asking(options), options.style)
@@ -78,7 +89,22 @@ def run(options: argparse.Namespace) -> int:
 
 def _asking(options: argparse.Namespace) -> Callable[[Client, int], Synthesis]:
     request = _request(options)
+    if options.live:
+        # What was read cannot be read again, so nothing is retried.
+        live = {**request, "text": _arriving()}
+        return lambda client, _: client.synthesize(**live)  # type: ignore[arg-type]
     return lambda client, retries: client.synthesize(**request, retries=retries)
+
+
+def _arriving() -> Iterator[str]:
+    """Standard input in pieces as they come."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while content := os.read(sys.stdin.fileno(), _PIECE_BYTES):
+            yield decoder.decode(content)
+        yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise InvalidInput("standard input is not UTF-8: convert it, for example with iconv") from error
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -86,7 +112,7 @@ def _request(options: argparse.Namespace) -> Request:
     from lighttts.client.request import make_synth, read_audio
 
     request: Request = {
-        "text": _read_text(options),
+        "text": "" if options.live else _read_text(options),
         "voice": options.voice,
         "prompt": read_audio(options.prompt_wav, "prompt") if options.prompt_wav else None,
         "prompt_text": options.prompt_text,
@@ -98,7 +124,7 @@ def _request(options: argparse.Namespace) -> Request:
         "format": "s16",
         "deadline": None,
     }
-    make_synth(**request)
+    make_synth(**request, pieces="auto" if options.live else "")
     return request
 
 

@@ -3,7 +3,10 @@
 Needs nothing but pyzmq, msgpack and numpy. Errors are the classes of `lighttts.errors`.
 """
 
-from lighttts.client.aio import AsyncClient, AsyncSynthesis
-from lighttts.client.sync import Client, Synthesis
+from lighttts.client.aio import AsyncClient
+from lighttts.client.aio_synthesis import AsyncSynthesis, AsyncTalk
+from lighttts.client.sync import Client
+from lighttts.client.synthesis import Synthesis, Talk
+from lighttts.client.voices import RegisteredVoice
 
-__all__ = ["AsyncClient", "AsyncSynthesis", "Client", "Synthesis"]
+__all__ = ["AsyncClient", "AsyncSynthesis", "AsyncTalk", "Client", "RegisteredVoice", "Synthesis", "Talk"]

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
 
-from lighttts.client.events import Answered, Chunk, Event, Failed
+from lighttts.client.aio_synthesis import AsyncMailbox, AsyncSynthesis, AsyncTalk
+from lighttts.client.async_voices import Answer, AsyncVoices
+from lighttts.client.events import Answered, Failed
 from lighttts.client.loop import ClientLoop
-from lighttts.client.receipt import Receipt
-from lighttts.client.request import Decoded, Output, Recording, SampleFormat, make_convert, make_synth
+from lighttts.client.request import (
+    Decoded,
+    Method,
+    Output,
+    Recording,
+    SampleFormat,
+    make_convert,
+    make_synth,
+)
 from lighttts.client.stream import Timeouts
-from lighttts.errors import ProtocolError
+from lighttts.client.voices import Asking
+from lighttts.errors import InvalidInput, ProtocolError
 from lighttts.transport.endpoints import DEFAULT_BROKER
-from lighttts.transport.wire import GetStatus, ListVoices, SpeechRequest, Status, Voices
-
-Answer = TypeVar("Answer", Voices, Status)
+from lighttts.transport.wire import GetStatus, Status
 
 
-class AsyncClient:
+class AsyncClient(AsyncVoices):
     """A connection to a LightTTS broker for asyncio programs; everything `Client` says holds here.
 
     async with AsyncClient() as client:
@@ -42,7 +49,7 @@ class AsyncClient:
 
     def synthesize(
         self,
-        text: str,
+        text: str | Iterable[str] | AsyncIterable[str],
         voice: str | None = None,
         prompt: Recording | None = None,
         prompt_text: str = "",
@@ -55,8 +62,30 @@ class AsyncClient:
         format: SampleFormat = "f32",
         deadline: float | None = None,
         retries: int = 0,
+        owner: str = "",
     ) -> AsyncSynthesis:
-        """As `Client.synthesize`. Must be called in a running event loop; a prompt given as a path is read at once."""
+        """As `Client.synthesize`. Must be called in a running event loop; a prompt given as a path is read at once.
+
+        Pieces of a text may come of an asynchronous iterable; a task of its own runs through them.
+        """
+        if not isinstance(text, str):
+            if retries:
+                raise InvalidInput("text in pieces cannot be asked for again: leave out retries", field="retries")
+            talk = self.talk(
+                voice,
+                prompt,
+                prompt_text,
+                instruct=instruct,
+                style=style,
+                seed=seed,
+                speed=speed,
+                output=output,
+                format=format,
+                deadline=deadline,
+                owner=owner,
+            )
+            talk.write_all(text)
+            return talk
         synth = make_synth(
             text,
             voice=voice,
@@ -69,8 +98,43 @@ class AsyncClient:
             output=output,
             format=format,
             deadline=deadline,
+            owner=owner,
         )
         return AsyncSynthesis(self, self._loop, synth, retries)
+
+    def talk(
+        self,
+        voice: str | None = None,
+        prompt: Recording | None = None,
+        prompt_text: str = "",
+        *,
+        instruct: str = "",
+        style: str = "",
+        seed: int | None = None,
+        speed: float = 1.0,
+        output: Output = "audio",
+        format: SampleFormat = "f32",
+        deadline: float | None = None,
+        method: Method = "auto",
+        owner: str = "",
+    ) -> AsyncTalk:
+        """As `Client.talk`. Must be called in a running event loop; one task writes, another reads."""
+        synth = make_synth(
+            "",
+            voice=voice,
+            prompt=prompt,
+            prompt_text=prompt_text,
+            instruct=instruct,
+            style=style,
+            seed=seed,
+            speed=speed,
+            output=output,
+            format=format,
+            deadline=deadline,
+            pieces=method,
+            owner=owner,
+        )
+        return AsyncTalk(self, self._loop, synth)
 
     def convert(
         self,
@@ -84,6 +148,7 @@ class AsyncClient:
         format: SampleFormat = "f32",
         deadline: float | None = None,
         retries: int = 0,
+        owner: str = "",
     ) -> AsyncSynthesis:
         """As `Client.convert`. Must be called in a running event loop; files given as paths are read at once."""
         asked = make_convert(
@@ -95,16 +160,13 @@ class AsyncClient:
             output=output,
             format=format,
             deadline=deadline,
+            owner=owner,
         )
         return AsyncSynthesis(self, self._loop, asked, retries)
 
-    async def voices(self) -> tuple[str, ...]:
-        """The names of the preset voices that can be asked for now. Raises `Unavailable`."""
-        return (await self._query(ListVoices, Voices)).names
-
     async def status(self) -> Status:
         """What the broker is doing, and its workers. Raises `Unavailable`."""
-        return await self._query(GetStatus, Status)
+        return await self._ask(GetStatus, Status)
 
     async def close(self) -> None:
         """Cancels what is in progress and closes the connection. Idempotent."""
@@ -116,94 +178,12 @@ class AsyncClient:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    async def _query(self, kind: type[ListVoices] | type[GetStatus], answer: type[Answer]) -> Answer:
-        mailbox = _Mailbox()
-        self._loop.query(kind, mailbox)
+    async def _ask(self, asking: Asking, answer: type[Answer], *, patient: bool = False) -> Answer:
+        mailbox = AsyncMailbox()
+        self._loop.query(asking, mailbox, patient=patient)
         event = await mailbox.get()
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, Answered) and isinstance(event.message, answer):
             return event.message
-        raise ProtocolError(f"the broker answered {kind.__name__} with something else")
-
-
-class AsyncSynthesis:
-    """Speech on its way: an asynchronous iterator of chunks; everything `Synthesis` says holds here."""
-
-    def __init__(self, client: AsyncClient, loop: ClientLoop, asked: SpeechRequest, retries: int) -> None:
-        self._client = client
-        self._loop = loop
-        self._receipt = Receipt(asked)
-        self._mailbox = _Mailbox()
-        loop.open(asked, self._mailbox, retries)
-        loop.cancel_with(self, asked.request_id)
-
-    @property
-    def request_id(self) -> str:
-        """The request's id, as in the broker's log; retries have `.1`, `.2` and so on behind it."""
-        return self._receipt.request_id
-
-    @property
-    def seed(self) -> int:
-        """The seed that makes this audio again."""
-        return self._receipt.seed
-
-    @property
-    def tokens(self) -> int:
-        """Speech tokens (25 a second) behind the chunks taken so far; after the end, of the whole request."""
-        return self._receipt.tokens
-
-    async def sample_rate(self) -> int:
-        """Samples a second; waits until the request is admitted. Raises what ended the request before."""
-        self._receipt.check()
-        while self._receipt.rate is None:
-            self._receipt.take(await self._mailbox.get())
-        return self._receipt.rate
-
-    def __aiter__(self) -> AsyncIterator[Chunk]:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        self._receipt.check()
-        while not self._receipt.over:
-            chunk = self._receipt.take(await self._mailbox.get())
-            if chunk is not None:
-                self._loop.consumed(self.request_id)
-                return chunk
-        raise StopAsyncIteration
-
-    async def audio(self) -> Chunk:
-        """All chunks not taken yet, in one array: samples (n,), or mel frames or tokens if those were asked for."""
-        return self._receipt.joined([chunk async for chunk in self])
-
-    def close(self) -> None:
-        """Cancels the request if it is not over; reading on raises `Cancelled`. Idempotent; waits for nothing."""
-        if self._receipt.cancelled():
-            self._loop.cancel(self.request_id)
-
-    cancel = close
-
-    async def __aenter__(self) -> AsyncSynthesis:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        self.close()
-
-
-class _Mailbox:
-    """Events for the event loop that made it, put there by the client's IO thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-
-    def put(self, event: Event) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:
-            # The event loop is closed: there is nobody left to read.
-            if not self._loop.is_closed():
-                raise
-
-    async def get(self) -> Event:
-        return await self._events.get()
+        raise ProtocolError("the broker answered a question with something else")

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lighttts.errors import LightTTSError
-from lighttts.transport.wire import Message, Status, Voices
+from lighttts.transport.wire import Message, Status, VoiceDone, VoiceList, Voices
 
 Chunk = npt.NDArray[np.float32] | npt.NDArray[np.int16] | npt.NDArray[np.int32]
 Key = str | int
@@ -48,10 +48,17 @@ class Failed:
 class Answered:
     """The answer to a query."""
 
-    message: Voices | Status
+    message: Voices | Status | VoiceDone | VoiceList
 
 
-Event = Started | Arrived | Finished | Failed | Answered
+@dataclass(frozen=True)
+class Sent:
+    """So many bytes of a text in pieces are on their way to the broker."""
+
+    size: int
+
+
+Event = Started | Arrived | Finished | Failed | Answered | Sent
 FINAL = (Finished, Failed, Answered)
 
 

@@ -22,8 +22,10 @@ from lighttts.client.attempts import Attempts
 from lighttts.client.brokers import Brokers
 from lighttts.client.events import FINAL, Connect, Deliver, Event, Failed, Key, Send
 from lighttts.client.retry import Budget
+from lighttts.client.script import Mark
 from lighttts.client.session import Session
 from lighttts.client.stream import Timeouts
+from lighttts.client.voices import Asking
 from lighttts.errors import Cancelled, InternalError, InvalidInput, LightTTSError, Unavailable
 from lighttts.transport.endpoints import endpoint_list
 from lighttts.transport.keyfiles import KeyFolder, Role
@@ -32,7 +34,7 @@ from lighttts.transport.schema import Buffer
 from lighttts.transport.security import Proof
 from lighttts.transport.transport import NO_TARGET, Delivery, Link, Sockets
 from lighttts.transport.watch import Connection, connection_event
-from lighttts.transport.wire import GetStatus, Hello, ListVoices, SpeechRequest, encode
+from lighttts.transport.wire import Hello, SpeechRequest, encode
 
 RETRY_SEND = 0.01
 """Seconds until another try when the socket takes nothing more."""
@@ -85,18 +87,26 @@ class ClientLoop:
             raise InvalidInput("the number of retries must be 0 or more", field="retries")
         self._begin(asked.request_id, sink, lambda: self._attempts.open(asked, retries, time.monotonic()))
 
-    def query(self, kind: type[ListVoices] | type[GetStatus], sink: Sink) -> None:
-        """Asks for voices or status. Raises `Unavailable` as `open` does."""
+    def query(self, asking: Asking, sink: Sink, *, patient: bool = False) -> None:
+        """Asks a question. Raises `Unavailable` as `open` does."""
         key = self._session.new_key()
-        self._begin(key, sink, lambda: self._session.query(kind, key, time.monotonic()))
+        self._begin(key, sink, lambda: self._session.query(asking, key, time.monotonic(), patient=patient))
 
     def consumed(self, request_id: str) -> None:
         """One chunk has been taken."""
         self._post(lambda: self._attempts.consumed(request_id, time.monotonic()))
 
+    def write(self, request_id: str, item: str | Mark) -> None:
+        """More of a text in pieces, which must be of a request without retries."""
+        self._post(lambda: self._session.write(request_id, item, time.monotonic()))
+
     def cancel(self, request_id: str) -> None:
         """Ends a request early. Idempotent, also after `close`."""
         self._post(lambda: self._attempts.cancel(request_id, time.monotonic()))
+
+    def fail(self, request_id: str, error: LightTTSError) -> None:
+        """Ends a request with `error`, as `cancel` does."""
+        self._post(lambda: self._session.fail(request_id, error, time.monotonic()))
 
     def close(self) -> None:
         """Cancels everything, lets the last messages leave (at most a second), ends the thread. Idempotent."""

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lighttts.client.events import Answered, Deliver, Failed, Instruction, Send
-from lighttts.client.stream import Stream
-from lighttts.errors import LightTTSError
-from lighttts.transport.wire import GetStatus, ListVoices, Status, Voices
+from lighttts.client.stream import Stream, error_of
+from lighttts.client.voices import Question, Reply
+from lighttts.errors import LightTTSError, ProtocolError
+from lighttts.transport.wire import ListVoices, VoiceFailed, since
 
 
 @dataclass
 class _Query:
-    message: ListVoices | GetStatus
+    message: Question
     due: float
     stream: Stream | None = None  # the request that waits for the first voice, if it is not a caller who asks
     sent: bool = False
@@ -26,23 +27,32 @@ class Queries:
         self._emit = emit
         self._queries: dict[int, _Query] = {}
 
-    def ask(self, message: ListVoices | GetStatus, due: float, stream: Stream | None = None) -> None:
+    def ask(self, message: Question, due: float, stream: Stream | None = None) -> None:
         """Adds a question, which is not sent yet, of a caller or of `stream`; it has no answer if none comes by
         `due`."""
         self._queries[message.query_id] = _Query(message, due, stream)
 
-    def post(self) -> None:
-        """Sends the questions that have not been sent."""
-        for query in self._queries.values():
-            if not query.sent:
-                query.sent = True
+    def post(self, version: int) -> None:
+        """Sends the questions that have not been sent, in a version of the protocol."""
+        for number, query in tuple(self._queries.items()):
+            if query.sent:
+                continue
+            query.sent = True
+            if isinstance(query.message, ListVoices) and version < since(query.message):
+                query.message = ListVoices(number)
+            if version < since(query.message):
+                del self._queries[number]
+                text = "the broker is of an older version, which knows no registered voices: upgrade it"
+                self._emit(Deliver(number, Failed(ProtocolError(text))))
+            else:
                 self._emit(Send(query.message))
 
-    def answer(self, message: Voices | Status) -> Stream | None:
+    def answer(self, message: Reply) -> Stream | None:
         """Takes an answer. Hands it to the caller, or returns the stream that has asked."""
         query = self._queries.pop(message.query_id, None)
         if query and query.stream is None:
-            self._emit(Deliver(message.query_id, Answered(message)))
+            event = Failed(error_of(message)) if isinstance(message, VoiceFailed) else Answered(message)
+            self._emit(Deliver(message.query_id, event))
         return query.stream if query else None
 
     def sever(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lighttts.client.events import Answered, Arrived, Chunk, Event, Failed, Started
+from lighttts.client.events import Arrived, Chunk, Event, Failed, Finished, Started
 from lighttts.errors import Cancelled, LightTTSError
 from lighttts.transport.wire import SpeechRequest
 
@@ -40,7 +40,7 @@ class Receipt:
             return event.chunk
         if isinstance(event, Started):
             self.rate = event.sample_rate
-        elif not isinstance(event, Answered):
+        elif isinstance(event, Finished):
             self.tokens = event.tokens
             self.over = True
         return None

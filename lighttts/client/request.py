@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
 from lighttts.errors import InvalidInput, ProtocolError
-from lighttts.transport.wire import MAX_AUDIO_FILE, Convert, Synth, encode
+from lighttts.transport.wire import MAX_AUDIO_FILE, Convert, Message, Synth, encode
 
 Output = Literal["audio", "mel", "tokens"]
 Decoded = Literal["audio", "mel"]
 SampleFormat = Literal["f32", "s16"]
 Recording = bytes | str | os.PathLike[str] | BinaryIO
 """An audio file: its bytes, its path, or it opened."""
-S = TypeVar("S", Synth, Convert)
+Method = Literal["auto", "sentences", "interleaved"]
+"""How text is spoken that comes in pieces."""
+M = TypeVar("M", bound=Message)
 
 
 def make_synth(
@@ -33,8 +35,12 @@ def make_synth(
     output: Output,
     format: SampleFormat,
     deadline: float | None,
+    owner: str = "",
+    pieces: Method | Literal[""] = "",
 ) -> Synth:
     """The message for one request, under a new id, with a random seed if there is none; credit is filled in later.
+
+    With `pieces` the text comes later, and `text` is empty.
 
     An empty voice and prompt stand for the broker's first preset voice. Raises `InvalidInput` naming the field.
     """
@@ -45,7 +51,7 @@ def make_synth(
         raise InvalidInput("give an instruct or a prompt_text, not both", field="instruct")
     synth = Synth(
         request_id=uuid.uuid4().hex,
-        text=_checked_text(text),
+        text="" if pieces else _checked_text(text),
         voice=voice or "",
         prompt_text=_checked_unicode(prompt_text, "prompt_text"),
         seed=secrets.randbits(63) if seed is None else seed,
@@ -57,8 +63,10 @@ def make_synth(
         prompt=b"" if prompt is None else read_audio(prompt, "prompt"),
         instruct=_checked_unicode(instruct, "instruct"),
         style=_checked_unicode(style, "style"),
+        owner=owner,
+        pieces=pieces,
     )
-    return _encodable(synth)
+    return encodable(synth)
 
 
 def make_convert(
@@ -71,6 +79,7 @@ def make_convert(
     output: Decoded,
     format: SampleFormat,
     deadline: float | None,
+    owner: str = "",
 ) -> Convert:
     """As `make_synth`, for a conversion of `source`."""
     _check_voice(voice, prompt)
@@ -85,8 +94,9 @@ def make_convert(
         credit=0,
         prompt=b"" if prompt is None else read_audio(prompt, "prompt"),
         source=read_audio(source, "source"),
+        owner=owner,
     )
-    return _encodable(convert)
+    return encodable(convert)
 
 
 def read_audio(recording: Recording, field: str) -> bytes:
@@ -113,7 +123,8 @@ def read_audio(recording: Recording, field: str) -> bytes:
     return content
 
 
-def _encodable(message: S) -> S:
+def encodable(message: M) -> M:
+    """The message, if it can be sent. Raises `InvalidInput` naming the field that is out of its limits."""
     try:
         encode(message)
     except ProtocolError as error:
@@ -125,6 +136,11 @@ def _encodable(message: S) -> S:
 def _check_voice(voice: str | None, prompt: Recording | None) -> None:
     if voice is not None and prompt is not None:
         raise InvalidInput("give a voice or a prompt, not both", field="voice")
+
+
+def checked_piece(text: str) -> str:
+    """A piece of text. Raises `InvalidInput`."""
+    return _checked_unicode(text, "text")
 
 
 def _checked_text(text: str) -> str:

@@ -17,17 +17,17 @@ from lighttts.client.brokers import Brokers
 from lighttts.client.connection import Connection, Link
 from lighttts.client.events import Instruction
 from lighttts.client.queries import Queries
+from lighttts.client.script import Mark
 from lighttts.client.stream import KNOWN_TO_BROKER, Phase, Stream, Timeouts, error_of
+from lighttts.client.voices import Asking, Reply
 from lighttts.errors import Cancelled, LightTTSError, NoWorker, ProtocolError, Unavailable
 from lighttts.transport.schema import Buffer
 from lighttts.transport.wire import (
     Error,
-    GetStatus,
     Hello,
     ListVoices,
     Message,
     SpeechRequest,
-    Status,
     Voices,
     Welcome,
     decode,
@@ -66,10 +66,10 @@ class Session:
             self._begin(stream, now)
         self._schedule(stream.due)
 
-    def query(self, kind: type[ListVoices] | type[GetStatus], key: int, now: float) -> None:
-        """Asks for voices or status; the answer is delivered under `key`."""
-        due = now + self._timeouts.connect
-        self._queries.ask(kind(key), due)
+    def query(self, asking: Asking, key: int, now: float, *, patient: bool = False) -> None:
+        """Asks a question; the answer is delivered under `key`. `patient`: the broker has work to do for it."""
+        due = now + self._timeouts.connect + (self._timeouts.chunk if patient else 0.0)
+        self._queries.ask(asking(key), due)
         self._schedule(due)
         if self.connection.link is Link.READY:
             self._post_queries(now)
@@ -85,11 +85,22 @@ class Session:
             stream.consumed(now)
             self._schedule(stream.due)
 
-    def cancel(self, request_id: str, now: float) -> None:
-        """The caller wants no more of the request. Idempotent."""
+    def write(self, request_id: str, item: str | Mark, now: float) -> None:
+        """The caller has written more of a text in pieces."""
         stream = self._streams.get(request_id)
         if stream:
-            stream.fail(Cancelled("the request was cancelled"), now)
+            stream.write(item, now)
+            self._schedule(stream.due)
+
+    def cancel(self, request_id: str, now: float) -> None:
+        """The caller wants no more of the request. Idempotent."""
+        self.fail(request_id, Cancelled("the request was cancelled"), now)
+
+    def fail(self, request_id: str, error: LightTTSError, now: float) -> None:
+        """The caller cannot go on with the request, for this reason."""
+        stream = self._streams.get(request_id)
+        if stream:
+            stream.fail(error, now)
             self._settle(stream)
 
     def close(self, now: float) -> None:
@@ -129,7 +140,7 @@ class Session:
             return
         if isinstance(message, Welcome):
             self._welcomed(message, now)
-        elif isinstance(message, Voices | Status):
+        elif isinstance(message, Reply):
             self._answered(message, now)
         elif isinstance(message, Error) and not message.request_id:
             if not self.connection.speaks_older(frames, now):
@@ -165,7 +176,7 @@ class Session:
                 self._schedule(stream.due)
         self._post_queries(now)
 
-    def _answered(self, message: Voices | Status, now: float) -> None:
+    def _answered(self, message: Reply, now: float) -> None:
         stream = self._queries.answer(message)
         if stream is None:
             return
@@ -237,12 +248,12 @@ class Session:
         self._expect(now)
         if stream.begin(self._window, self.connection.version, now):
             self._queries.ask(ListVoices(self.new_key()), math.inf, stream)
-            self._queries.post()
+            self._queries.post(self.connection.version)
         self._settle(stream)
 
     def _post_queries(self, now: float) -> None:
         self._expect(now)
-        self._queries.post()
+        self._queries.post(self.connection.version)
 
     def _expect(self, now: float) -> None:
         """From now on the broker owes an answer; silence before does not count."""

@@ -4,6 +4,7 @@ WAITING --begin--> CHOOSING --voice--> ASKED --Accepted--> STREAMING --End--> OV
             (a voice is given: straight to ASKED)
 CHOOSING --connection lost--> WAITING
 ASKED, STREAMING --connection lost--> SEVERED --Welcome--> ASKED (not accepted yet), STREAMING
+    (text in pieces: straight to OVER, for nobody could say what of it had come)
 ASKED --unknown_request--> ASKED (the broker may never have had the request: it is sent again)
 any but OVER --fail, cancel--> CANCELLED (the broker knows the request) or OVER
 CANCELLED --End, Error--> OVER
@@ -16,8 +17,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from lighttts.client.events import Arrived, Deliver, Event, Failed, Finished, Instruction, Send, Started
+from lighttts.client.events import Arrived, Deliver, Event, Failed, Finished, Instruction, Send, Sent, Started
 from lighttts.client.intake import FRAMES, Frame, Intake
+from lighttts.client.script import Mark, Script
 from lighttts.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -27,7 +29,22 @@ from lighttts.errors import (
     UnknownRequest,
     from_code,
 )
-from lighttts.transport.wire import Accepted, Cancel, Credit, End, EndAck, Error, Message, Resume, SpeechRequest, since
+from lighttts.transport.wire import (
+    OWNERS_SINCE,
+    Accepted,
+    Cancel,
+    Credit,
+    End,
+    EndAck,
+    Error,
+    Message,
+    Resume,
+    SpeechRequest,
+    Synth,
+    VoiceFailed,
+    Written,
+    since,
+)
 
 FORGET_AFTER = 30.0
 """Seconds that a cancelled request waits for the broker's last word."""
@@ -66,6 +83,7 @@ class Stream:
         self.phase = Phase.WAITING
         self._asked: SpeechRequest | None = asked  # until it is accepted: a prompt is large
         self._intake = Intake(asked, now)
+        self._script = Script() if isinstance(asked, Synth) and asked.pieces else None
         self._deadline = now + asked.deadline_ms / 1000 if asked.deadline_ms else math.inf
         self._timeouts = timeouts
         self._emit = emit
@@ -106,10 +124,33 @@ class Stream:
         if granted:
             self._emit(Send(Credit(self.id, granted)))
 
+    def write(self, item: str | Mark, now: float) -> None:
+        """The caller has written more of a text in pieces."""
+        if self._script and self.phase is not Phase.OVER:
+            self._moved = now
+            self._script.add(item)
+            self._send_text()
+
+    def _send_text(self) -> None:
+        if self._script and self.phase in KNOWN_TO_BROKER:
+            messages, size = self._script.take(self.id)
+            for message in messages:
+                self._emit(Send(message))
+            if size:
+                self._tell(Sent(size))
+
+    def _written(self, message: Written, now: float) -> None:
+        if self._script:
+            self._script.limit = message.limit
+            self._send_text()
+
     def sever(self, why: LightTTSError, now: float) -> None:
         """The connection is lost: the request goes on if there is another one within the connect timeout."""
         if self.phase is Phase.CANCELLED:
             self._enter(Phase.OVER)
+        elif self._script and self.phase in KNOWN_TO_BROKER:
+            self._enter(Phase.OVER)
+            self._tell(Failed(why))
         elif self.phase in (Phase.CHOOSING, *KNOWN_TO_BROKER):
             self._severed = why
             self._connect_due = now + self._timeouts.connect
@@ -202,8 +243,9 @@ class Stream:
 
     @property
     def _chunk_due(self) -> float:
-        """Not while the caller has chunks to take: then it is the caller who lets time pass."""
-        return self._moved + self._timeouts.chunk if not self._intake.waiting else math.inf
+        """Not while the caller has chunks to take, or text to write: then it is the caller who lets time pass."""
+        idle = self._intake.waiting or (self._script and not self._script.complete)
+        return math.inf if idle else self._moved + self._timeouts.chunk
 
     def tick(self, now: float, no_broker: LightTTSError) -> None:
         """Fails the request when its time is up; `no_broker` is the error while it waits for a broker."""
@@ -227,12 +269,16 @@ class Stream:
 
     def _ask(self, now: float) -> None:
         assert self._asked is not None
+        if self._version < OWNERS_SINCE:
+            # A broker that knows no owners has no voices of theirs: it need not hear of one.
+            self._asked = replace(self._asked, owner="")
         if since(self._asked) > self._version:
             text = "the broker is of an older version, which does not know all that is asked for: upgrade it"
             self.fail(ProtocolError(text), now)
             return
         self._enter(Phase.ASKED)
         self._emit(Send(replace(self._asked, credit=self._intake.open(self._window))))
+        self._send_text()
 
     def _violated(self, problem: str, now: float) -> None:
         self.fail(ProtocolError(f"the broker broke the protocol: {problem}"), now)
@@ -245,8 +291,8 @@ class Stream:
         self.phase = phase
 
 
-def error_of(message: Error) -> LightTTSError:
-    """The typed error that an `Error` message carries."""
+def error_of(message: Error | VoiceFailed) -> LightTTSError:
+    """The typed error that a message carries."""
     return from_code(
         message.code,
         message.text,
@@ -260,9 +306,10 @@ _HANDLERS: dict[tuple[Phase, type[Message]], Callable[..., None]] = {
     (Phase.ASKED, Accepted): Stream._accepted,
     (Phase.ASKED, Error): Stream._not_accepted,
     **{(Phase.STREAMING, frame): Stream._frame for frame in FRAMES},
+    (Phase.STREAMING, Written): Stream._written,
     (Phase.STREAMING, End): Stream._end,
     (Phase.STREAMING, Error): Stream._error,
-    **{(Phase.CANCELLED, early): Stream._ignore for early in (Accepted, *FRAMES)},
+    **{(Phase.CANCELLED, early): Stream._ignore for early in (Accepted, Written, *FRAMES)},
     (Phase.CANCELLED, End): Stream._acknowledge,
     (Phase.CANCELLED, Error): Stream._acknowledge,
 }

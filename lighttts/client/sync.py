@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
 
-from lighttts.client.events import Answered, Chunk, Event, Failed
+from lighttts.client.events import Answered, Event, Failed
 from lighttts.client.loop import ClientLoop
-from lighttts.client.receipt import Receipt
-from lighttts.client.request import Decoded, Output, Recording, SampleFormat, make_convert, make_synth
+from lighttts.client.request import (
+    Decoded,
+    Method,
+    Output,
+    Recording,
+    SampleFormat,
+    make_convert,
+    make_synth,
+)
 from lighttts.client.stream import Timeouts
-from lighttts.errors import ProtocolError
+from lighttts.client.sync_voices import Answer, SyncVoices
+from lighttts.client.synthesis import Synthesis, Talk
+from lighttts.client.voices import Asking
+from lighttts.errors import InvalidInput, ProtocolError
 from lighttts.transport.endpoints import DEFAULT_BROKER
-from lighttts.transport.wire import GetStatus, ListVoices, SpeechRequest, Status, Voices
-
-Answer = TypeVar("Answer", Voices, Status)
+from lighttts.transport.wire import GetStatus, Status
 
 
-class Client:
+class Client(SyncVoices):
     """A connection to a LightTTS broker; use it in as many threads and for as many requests at once as you like.
 
         with Client() as client:
@@ -56,7 +63,7 @@ class Client:
 
     def synthesize(
         self,
-        text: str,
+        text: str | Iterable[str],
         voice: str | None = None,
         prompt: Recording | None = None,
         prompt_text: str = "",
@@ -69,10 +76,13 @@ class Client:
         format: SampleFormat = "f32",
         deadline: float | None = None,
         retries: int = 0,
+        owner: str = "",
     ) -> Synthesis:
         """Asks for `text` to be spoken; returns at once, chunks are read from the result.
 
-        voice: a preset voice's name (see `voices`); without voice and prompt the broker's first one.
+        text: what to say; or an iterable of its pieces, cut anywhere, which is run through in a thread of its own while
+            they are spoken: see `talk`.
+        voice: a preset or registered voice's name (see `voices`); without voice and prompt the broker's first one.
         prompt: speech to clone the voice of: an audio file's path, bytes or open binary file, at most 16 MiB.
         prompt_text: what is said in the prompt (zero-shot); without it the prompt may be of another language than the
             text (cross-lingual).
@@ -85,9 +95,28 @@ class Client:
         deadline: seconds for the whole request, retries included.
         retries: how often it is asked for again when it fails with a `retryable` error before its first chunk: after
             the error's `retry_after` and a random time, and within a budget that all requests of the client share.
+        owner: for gateways: whose registered voices `voice` may be of those they serve.
 
         Raises `InvalidInput` here; every other error where the chunks are read.
         """
+        if not isinstance(text, str):
+            if retries:
+                raise InvalidInput("text in pieces cannot be asked for again: leave out retries", field="retries")
+            talk = self.talk(
+                voice,
+                prompt,
+                prompt_text,
+                instruct=instruct,
+                style=style,
+                seed=seed,
+                speed=speed,
+                output=output,
+                format=format,
+                deadline=deadline,
+                owner=owner,
+            )
+            talk.write_all(text)
+            return talk
         synth = make_synth(
             text,
             voice=voice,
@@ -100,8 +129,57 @@ class Client:
             output=output,
             format=format,
             deadline=deadline,
+            owner=owner,
         )
         return Synthesis(self, self._loop, synth, retries)
+
+    def talk(
+        self,
+        voice: str | None = None,
+        prompt: Recording | None = None,
+        prompt_text: str = "",
+        *,
+        instruct: str = "",
+        style: str = "",
+        seed: int | None = None,
+        speed: float = 1.0,
+        output: Output = "audio",
+        format: SampleFormat = "f32",
+        deadline: float | None = None,
+        method: Method = "auto",
+        owner: str = "",
+    ) -> Talk:
+        """Begins to speak a text that is still being written, by a language model say; all else as in `synthesize`.
+
+            with client.talk(voice="heart") as speech:
+                threading.Thread(target=play_all, args=(speech,)).start()     # for chunk in speech: play(chunk)
+                for words in language_model:
+                    speech.write(words)
+                speech.end()
+
+        method: "sentences" speaks each sentence as soon as it is whole, "interleaved" begins with its first words;
+            "auto" does what the model was made for.
+        deadline: seconds for the whole text; if None, some minutes after the last piece.
+
+        Nothing of it is asked for again, and it does not go on after its connection was lost: then it fails with
+        `Unavailable`. A text that has not ended must go on within 30 s of what was written last, or heard.
+        """
+        synth = make_synth(
+            "",
+            voice=voice,
+            prompt=prompt,
+            prompt_text=prompt_text,
+            instruct=instruct,
+            style=style,
+            seed=seed,
+            speed=speed,
+            output=output,
+            format=format,
+            deadline=deadline,
+            pieces=method,
+            owner=owner,
+        )
+        return Talk(self, self._loop, synth)
 
     def convert(
         self,
@@ -115,6 +193,7 @@ class Client:
         format: SampleFormat = "f32",
         deadline: float | None = None,
         retries: int = 0,
+        owner: str = "",
     ) -> Synthesis:
         """Asks for what is said in `source` in another voice (voice conversion); all else is as in `synthesize`.
 
@@ -130,16 +209,13 @@ class Client:
             output=output,
             format=format,
             deadline=deadline,
+            owner=owner,
         )
         return Synthesis(self, self._loop, asked, retries)
 
-    def voices(self) -> tuple[str, ...]:
-        """The names of the preset voices that can be asked for now. Raises `Unavailable`."""
-        return self._query(ListVoices, Voices).names
-
     def status(self) -> Status:
         """What the broker is doing, and its workers. Raises `Unavailable`."""
-        return self._query(GetStatus, Status)
+        return self._ask(GetStatus, Status)
 
     def close(self) -> None:
         """Cancels what is in progress and closes the connection. Idempotent."""
@@ -151,81 +227,12 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _query(self, kind: type[ListVoices] | type[GetStatus], answer: type[Answer]) -> Answer:
+    def _ask(self, asking: Asking, answer: type[Answer], *, patient: bool = False) -> Answer:
         mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._loop.query(kind, mailbox)
+        self._loop.query(asking, mailbox, patient=patient)
         event = mailbox.get()
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, Answered) and isinstance(event.message, answer):
             return event.message
-        raise ProtocolError(f"the broker answered {kind.__name__} with something else")
-
-
-class Synthesis:
-    """Speech on its way: an iterator of chunks (read-only arrays) in order, each exactly once.
-
-    Leaving a `with`, `close`, and dropping it before its end cancel the request. At most a window of chunks waits here:
-    who does not read stops the broker, not the memory, and gets `SlowClient` after `broker.slow_client_s` (a minute).
-    For one thread at a time.
-    """
-
-    def __init__(self, client: Client, loop: ClientLoop, asked: SpeechRequest, retries: int) -> None:
-        self._client = client
-        self._loop = loop
-        self._receipt = Receipt(asked)
-        self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        loop.open(asked, self._mailbox, retries)
-        loop.cancel_with(self, asked.request_id)
-
-    @property
-    def request_id(self) -> str:
-        """The request's id, as in the broker's log; retries have `.1`, `.2` and so on behind it."""
-        return self._receipt.request_id
-
-    @property
-    def seed(self) -> int:
-        """The seed that makes this audio again."""
-        return self._receipt.seed
-
-    @property
-    def tokens(self) -> int:
-        """Speech tokens (25 a second) behind the chunks taken so far; after the end, of the whole request."""
-        return self._receipt.tokens
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples a second; waits until the request is admitted. Raises what ended the request before."""
-        self._receipt.check()
-        while self._receipt.rate is None:
-            self._receipt.take(self._mailbox.get())
-        return self._receipt.rate
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return self
-
-    def __next__(self) -> Chunk:
-        self._receipt.check()
-        while not self._receipt.over:
-            chunk = self._receipt.take(self._mailbox.get())
-            if chunk is not None:
-                self._loop.consumed(self.request_id)
-                return chunk
-        raise StopIteration
-
-    def audio(self) -> Chunk:
-        """All chunks not taken yet, in one array: samples (n,), or mel frames or tokens if those were asked for."""
-        return self._receipt.joined([*self])
-
-    def close(self) -> None:
-        """Cancels the request if it is not over; reading on raises `Cancelled`. Idempotent, from any thread."""
-        if self._receipt.cancelled():
-            self._loop.cancel(self.request_id)
-
-    cancel = close
-
-    def __enter__(self) -> Synthesis:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+        raise ProtocolError("the broker answered a question with something else")

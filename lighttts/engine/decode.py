@@ -23,8 +23,8 @@ from lighttts.engine.decode_stream import (
 from lighttts.engine.decode_streams import DecodeStreams
 from lighttts.engine.schedule import Hop
 from lighttts.engine.voice_cache import VoiceCache
-from lighttts.models.flow import CausalMaskedDiffWithXvec, FlowHop, FlowState
-from lighttts.models.hift import HiFTGenerator
+from lighttts.models.flow import Flow, FlowHop, FlowState
+from lighttts.models.hift import Generator
 from lighttts.models.hift_stream import VocoderHop, VocoderResult, vocode
 
 __all__ = ["DecodeEngine", "DecodeStep", "VoicePrompt"]
@@ -40,17 +40,18 @@ class DecodeEngine(DecodeStreams):
     time, and little later.
 
     A request at speed 1 streams; its caches hold, in numbers of the model's dtype, for each finished frame, prompt
-    included: steps x 2 halves x 2 x attention layers x attention width of the estimator, 2 x up-layers x width and
-    layers x width of the encoder. They grow until the request finishes or is closed, and are freed then. A step needs
-    one solver step's share of them again for each member of its batch, padded to the longest. `voice_cache` bytes of
-    prompt states are kept for voices that nobody waits for; requests of one voice share their prompt's state. A request
-    at another speed waits for its last token and is computed in one pass without chunk mask, as upstream does.
+    included: steps x 2 halves x 2 x attention layers x attention width of the estimator, and 2 x up-layers x width and
+    layers x width of CosyVoice2's encoder. They grow until the request finishes or is closed, and are freed then. A
+    step needs one solver step's share of them again for each member of its batch, padded to the longest. `voice_cache`
+    bytes of prompt states are kept for voices that nobody waits for; requests of one voice share their prompt's state.
+    A request at another speed waits for its last token and is computed in one pass without chunk mask, as upstream
+    does.
     """
 
     def __init__(
         self,
-        flow: CausalMaskedDiffWithXvec,
-        hift: HiFTGenerator,
+        flow: Flow,
+        hift: Generator,
         *,
         max_batch: int,
         max_streams: int,
@@ -99,6 +100,9 @@ class DecodeEngine(DecodeStreams):
         self._voices.trim({stream.voice.key for stream in self._streams.values() if stream.flow is None})
         return steps
 
+    def forget_voice(self, key: str) -> None:
+        self._voices.forget(key)
+
     def _ready(self) -> list[Work]:
         """What could be computed now, in the order it should be."""
         works, prompts = [], set()
@@ -112,7 +116,7 @@ class DecodeEngine(DecodeStreams):
                     prompts.add(stream.voice.key)
                     works.append(Work(stream, None, 0, shared))
                 continue
-            past = shared if stream.flow is None else stream.flow.tokens.length
+            past = shared if stream.flow is None else stream.flow.tokens
             works.append(Work(stream, hop, past, len(stream.voice.tokens) + hop.end - past))
         return works
 
@@ -120,7 +124,7 @@ class DecodeEngine(DecodeStreams):
         """Tokens of the prompt whose state `stream` takes from its voice: whole chunks with their look-ahead."""
         if stream.flow is not None or not stream.chunked:
             return 0
-        config = self.flow.config.encoder
+        config = self.flow.config
         whole = max(0, len(stream.voice.tokens) - config.look_ahead)
         return whole - whole % config.chunk
 
@@ -132,7 +136,7 @@ class DecodeEngine(DecodeStreams):
         if state is None:
             state = self.flow.start(torch.tensor(voice.embedding), torch.tensor(voice.mel))
         if work.hop is None:
-            tokens = voice.tokens[: work.new + self.flow.config.encoder.look_ahead]
+            tokens = voice.tokens[: work.new + self.flow.config.look_ahead]
         else:
             tokens = self._tokens(stream, work.hop, work.past)
         on_device = torch.from_numpy(tokens.astype(np.int64)).to(self.flow.device)

@@ -24,8 +24,8 @@ from lighttts.engine.flow_pages import RESERVED, PagePool
 from lighttts.engine.schedule import Hop
 from lighttts.engine.side_stream import SideStream
 from lighttts.errors import ConfigError, InvalidInput
-from lighttts.models.flow import CausalMaskedDiffWithXvec, FlowHop
-from lighttts.models.hift import HiFTGenerator
+from lighttts.models.flow import Flow, FlowHop
+from lighttts.models.hift import Generator
 from lighttts.models.hift_stream import VocoderHop, VocoderResult, vocode
 
 AHEAD = 2
@@ -51,17 +51,17 @@ class PagedDecodeEngine(DecodeStreams):
 
     def __init__(
         self,
-        flow: CausalMaskedDiffWithXvec,
-        hift: HiFTGenerator,
+        flow: Flow,
+        hift: Generator,
         *,
         max_streams: int,
         slots: int,
         pages: int,
         vocode: Vocode | None = None,
-        flow_batch: Callable[[CausalMaskedDiffWithXvec, PagePool, int], FlowBatch] = FlowBatch,
+        flow_batch: Callable[[Flow, PagePool, int], FlowBatch] = FlowBatch,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._chunk, self._look_ahead = flow.config.encoder.chunk, flow.config.encoder.look_ahead
+        self._chunk, self._look_ahead = flow.config.chunk, flow.config.look_ahead
         super().__init__(flow, hift, max_streams, (pages - RESERVED) * self._chunk)
         least = RESERVED + LARGEST_HOP
         if pages < least:
@@ -116,6 +116,9 @@ class PagedDecodeEngine(DecodeStreams):
         if track is not None:
             self._forget(track)
         return super().close(key)
+
+    def forget_voice(self, key: str) -> None:
+        self._voices.forget(key)
 
     @torch.inference_mode()
     def step(self) -> list[DecodeStep]:

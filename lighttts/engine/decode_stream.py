@@ -13,7 +13,7 @@ from lighttts.engine.batching import Size
 from lighttts.engine.schedule import Hop, HopSchedule
 from lighttts.errors import InvalidInput
 from lighttts.models.flow import FlowState
-from lighttts.models.hift_stream import VocoderState
+from lighttts.models.hift_stream import State
 
 Floats = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
@@ -66,7 +66,7 @@ class DecodeStream:
     tokens: Tokens
     ended: bool = False
     flow: FlowState | None = None
-    vocoder: VocoderState | None = None
+    vocoder: State | None = None
     frames: int = 0
     samples: int = 0
     served: int = 0

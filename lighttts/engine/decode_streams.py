@@ -28,8 +28,8 @@ from lighttts.engine.decode_stream import (
 from lighttts.engine.schedule import Hop, HopSchedule
 from lighttts.errors import InternalError, InvalidInput, Overloaded
 from lighttts.models.cfm import NOISE_FRAMES
-from lighttts.models.flow import CausalMaskedDiffWithXvec
-from lighttts.models.hift import HiFTGenerator
+from lighttts.models.flow import Flow
+from lighttts.models.hift import Generator
 
 SLOWEST, FASTEST = 0.25, 4.0
 """Limits of `speed`."""
@@ -40,8 +40,8 @@ class DecodeStreams(ABC):
 
     def __init__(
         self,
-        flow: CausalMaskedDiffWithXvec,
-        hift: HiFTGenerator,
+        flow: Flow,
+        hift: Generator,
         max_streams: int,
         longest: int = NOISE_FRAMES // FRAMES_A_TOKEN,
     ) -> None:
@@ -87,8 +87,7 @@ class DecodeStreams(ABC):
             raise InvalidInput(f"speed {speed} is not between {SLOWEST} and {FASTEST}.", field="speed")
         sizes = self.flow.config
         check_voice(voice, speaker_size=sizes.speaker_size, bins=self.hift.config.bins, vocabulary=sizes.vocabulary)
-        config = sizes.encoder
-        schedule = HopSchedule(len(voice.tokens), config.chunk, config.look_ahead)
+        schedule = HopSchedule(len(voice.tokens), sizes.chunk, sizes.look_ahead)
         self._streams[key] = DecodeStream(key, voice, seed, output, speed, schedule, np.zeros(0, np.int32))
 
     def feed(self, key: Hashable, tokens: Tokens, final: bool) -> None:
@@ -110,6 +109,10 @@ class DecodeStreams(ABC):
     def close(self, key: Hashable) -> bool:
         """Cancel a request and free its state. False if it is not open: it finished, was closed, or never was."""
         return self._streams.pop(key, None) is not None
+
+    @abstractmethod
+    def forget_voice(self, key: str) -> None:
+        """Drop what is kept of a voice beyond its requests; none of them is open."""
 
     def _finish_wordless(self) -> list[DecodeStep]:
         """The only steps of requests that ended without a token."""

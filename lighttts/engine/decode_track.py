@@ -14,7 +14,7 @@ from lighttts.engine.decode_stream import DecodeStream, Tokens, VoicePrompt
 from lighttts.engine.flow_batch import FlowTask
 from lighttts.engine.flow_pages import PagePool
 from lighttts.engine.schedule import Hop
-from lighttts.models.flow import CausalMaskedDiffWithXvec
+from lighttts.models.flow import Flow
 
 VOICES = 1024
 """Voices kept that nobody speaks with."""
@@ -87,15 +87,17 @@ def give_up(owner: Owner, pool: PagePool) -> None:
 class VoicePasts:
     """Voices by key, those last asked for last."""
 
-    def __init__(self, flow: CausalMaskedDiffWithXvec, pool: PagePool) -> None:
+    def __init__(self, flow: Flow, pool: PagePool) -> None:
         self._flow, self._pool = flow, pool
         self._pasts: OrderedDict[str, VoicePast] = OrderedDict()
+        self._doomed: set[str] = set()
 
     def get(self, voice: VoicePrompt) -> VoicePast:
         """What is known of `voice`, without pages at first."""
+        self._drop_doomed()
         past = self._pasts.get(voice.key)
         if past is None:
-            config = self._flow.config.encoder
+            config = self._flow.config
             state = self._flow.start(torch.from_numpy(voice.embedding), torch.from_numpy(voice.mel))
             whole = max(0, len(voice.tokens) - config.look_ahead) // config.chunk
             past = self._pasts[voice.key] = VoicePast(voice.tokens, state.speaker, state.prompt, whole)
@@ -104,6 +106,19 @@ class VoicePasts:
         for key in unused[: max(0, len(self._pasts) - VOICES)]:
             give_up(self._pasts.pop(key), self._pool)
         return past
+
+    def forget(self, key: str) -> None:
+        """Drop what is known of voice `key`, of which no request is open; if its prompt is being computed, after it."""
+        self._doomed.add(key)
+        self._drop_doomed()
+
+    def _drop_doomed(self) -> None:
+        for key in tuple(self._doomed):
+            past = self._pasts.get(key)
+            if past is None or not past.task:
+                self._doomed.discard(key)
+            if past is not None and not (past.users or past.task):
+                give_up(self._pasts.pop(key), self._pool)
 
     def unused(self) -> Iterator[VoicePast]:
         """Those with pages that no request needs, oldest first."""

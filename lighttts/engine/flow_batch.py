@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lighttts.engine.capture import Captured
-from lighttts.engine.flow_estimator import PackedEstimator
 from lighttts.engine.flow_ops import FlowOps, TorchOps
+from lighttts.engine.flow_packed import pack
 from lighttts.engine.flow_pages import SCRATCH, START, Blocks, EncoderWindow, PagePool
 from lighttts.models.cfm import NOISE_FRAMES
-from lighttts.models.flow import CausalMaskedDiffWithXvec
+from lighttts.models.flow import Flow
 
 WIDTHS = (8, 32, 128, 512)
 """Pages of past to which a batch is rounded up."""
@@ -60,13 +60,13 @@ class FlowTask:
 class FlowBatch:
     """Up to `slots` chunks at once. Pure device work: the caller holds the pages."""
 
-    def __init__(self, flow: CausalMaskedDiffWithXvec, pool: PagePool, slots: int, ops: FlowOps | None = None) -> None:
+    def __init__(self, flow: Flow, pool: PagePool, slots: int, ops: FlowOps | None = None) -> None:
         self.flow = flow
         self.steps = flow.decoder.config.steps
-        self._chunk, self._look_ahead = flow.config.encoder.chunk, flow.config.encoder.look_ahead
+        self._chunk, self._look_ahead = flow.config.chunk, flow.config.look_ahead
         self._pool = pool
         device, dtype = flow.device, flow.dtype
-        frames, mel = 2 * self._chunk, flow.config.estimator.out_channels
+        frames, mel = 2 * self._chunk, flow.config.mel
         self._longest = -(-NOISE_FRAMES // frames)
         self._free = list(range(slots - 1, -1, -1))
         self._scratch = slots
@@ -76,7 +76,7 @@ class FlowBatch:
             ops = TritonOps()
         self._ops = ops or TorchOps()
         with torch.inference_mode():
-            self._estimator = PackedEstimator(flow.decoder, pool, self._ops)
+            self._estimator = pack(flow.decoder, pool, self._ops)
             rows = slots + 1
             self._facts = torch.zeros(_FACTS, rows, dtype=torch.int64, device=device)
             self._table = torch.zeros(rows, self._longest, dtype=torch.int64, device=device)
@@ -193,9 +193,8 @@ class FlowBatch:
         pool = self._pool
         blocks = self._blocks(rows, rows, width)
         known = torch.arange(ids.size(1), device=ids.device) < given[:, None]
-        token_window = EncoderWindow(pool.token_kv, pool.token_tails, blocks, width, blocks.length // 2)
-        frame_window = EncoderWindow(pool.frame_kv, None, blocks, width, blocks.length)
-        self._mu[rows] = self.flow.features(ids, known, token_window, frame_window)
+        windows = [EncoderWindow(store, blocks, width) for store in pool.encoder]
+        self._mu[rows] = self.flow.features(ids, known, *windows)
 
     def _move(self, shape: tuple[int, int]) -> None:
         size, width = shape

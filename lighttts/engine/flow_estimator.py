@@ -15,7 +15,7 @@ from torch import Tensor
 from lighttts.engine.flow_ops import FlowOps, Linear, Norm
 from lighttts.engine.flow_pages import Blocks, PagePool
 from lighttts.models.cfm import CausalConditionalCFM
-from lighttts.models.estimator import CausalBlock, ResidualBlock, Stage, TransformerBlock
+from lighttts.models.estimator import CausalBlock, CausalConditionalDecoder, ResidualBlock, Stage, TransformerBlock
 from lighttts.models.streaming import CausalConv1d
 
 
@@ -123,7 +123,7 @@ class _Stage:
 class PackedEstimator:
     """`velocity` of any chunks, each at its own solver step, with their pasts in `pool`."""
 
-    def __init__(self, decoder: CausalConditionalCFM, pool: PagePool, ops: FlowOps) -> None:
+    def __init__(self, decoder: CausalConditionalCFM[CausalConditionalDecoder], pool: PagePool, ops: FlowOps) -> None:
         estimator = decoder.estimator
         self._pool, self._ops = pool, ops
         with torch.inference_mode():

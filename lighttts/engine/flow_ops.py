@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lighttts.engine.flow_pages import Blocks
-from lighttts.models.streaming import TAIL
 
 EPSILON = 1e-5
 """Of every layer norm in the estimator."""
@@ -57,7 +56,7 @@ class FlowOps(Protocol):
         """Adds the product of `y` (..., width) with `weight` (columns, width) to `x` (..., columns) in place."""
 
     def unfold(self, x: Tensor, tails: Tensor, first: int, blocks: Blocks) -> Tensor:
-        """Each frame behind the two before it, as `convolve` multiplies: (rows, frames, 3 channels).
+        """Each frame behind those before it, as `convolve` multiplies: (rows, frames, taps x channels).
 
         `tails`: `PagePool.solver_tails`, whose channels from `first` on get this block's last frames in place.
         """
@@ -67,6 +66,20 @@ class FlowOps(Protocol):
 
         With `step` (blocks,), `add` (steps, width) is one vector a solver step; else it is of the shape of `x`.
         """
+
+
+def lead(x: Tensor, tails: Tensor, first: int, blocks: Blocks) -> Tensor:
+    """`x` (rows, frames, channels) behind the last frames of the chunk before: (rows, tail + frames, channels).
+
+    `tails`: `PagePool.solver_tails`, whose channels from `first` on get this block's last frames in place. All are
+    written before any is read, so that the chunk before may be in the same batch.
+    """
+    halves, tail = tails.shape[2:4]
+    here = slice(first, first + x.size(-1))
+    by_half = x.view(halves, -1, *x.shape[1:])
+    tails[blocks.page, blocks.step, :, :, here] = by_half[:, :, -tail:].transpose(0, 1)
+    before = tails[blocks.before, blocks.step, :, :, here].transpose(0, 1).flatten(0, 1)
+    return torch.cat([before, x], dim=1)
 
 
 class TorchOps:
@@ -93,13 +106,8 @@ class TorchOps:
         x += F.linear(y, weight)
 
     def unfold(self, x: Tensor, tails: Tensor, first: int, blocks: Blocks) -> Tensor:
-        halves, channels, frames = tails.size(2), x.size(-1), x.size(1)
-        here = slice(first, first + channels)
-        by_half = x.view(halves, -1, frames, channels)
-        tails[blocks.page, blocks.step, :, :, here] = by_half[:, :, -TAIL:].transpose(0, 1)
-        lead = tails[blocks.before, blocks.step, :, :, here].transpose(0, 1).flatten(0, 1)
-        led = torch.cat([lead, x], dim=1)
-        return torch.cat([led[:, tap : tap + frames] for tap in range(TAIL + 1)], dim=-1)
+        frames, led = x.size(1), lead(x, tails, first, blocks)
+        return torch.cat([led[:, tap : tap + frames] for tap in range(tails.size(3) + 1)], dim=-1)
 
     def norm_mish(self, x: Tensor, norm: Norm, add: Tensor, step: Tensor | None) -> Tensor:
         normed = F.mish(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, EPSILON))

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lighttts.models.flow import CausalMaskedDiffWithXvec
-from lighttts.models.streaming import TAIL, Window
+from lighttts.models.flow import Flow
+from lighttts.models.streaming import StackShape, Window
 
 START = 0
 """Stands before a request's first chunk: zeros, never written."""
@@ -49,40 +49,55 @@ class Blocks:
         return torch.where(real, pages, START), real
 
 
+@dataclass(frozen=True)
+class EncoderStore:
+    """Pages of one stack: `kv` (pages, layers, 2, frames, width), `tails` (pages, tail, channels).
+
+    `ratio`: frames a token.
+    """
+
+    kv: Tensor
+    tails: Tensor
+    ratio: int
+
+
 class PagePool:
     """`pages` pages, some of which are reserved.
 
     `solver_kv`: (pages, steps, layers, halves, 2, heads, frames, head size); `solver_tails`: (pages, steps, halves,
-    TAIL, channels); `token_kv`, `frame_kv`: (pages, layers, 2, tokens or frames, width); `token_tails`: (pages, TAIL,
-    channels). All in the model's dtype; `page_bytes` is what a page of them takes.
+    tail, channels); `encoder`: of each of the flow's encoder stacks. All in the model's dtype; `page_bytes` is what a
+    page of them takes.
     """
 
-    def __init__(self, flow: CausalMaskedDiffWithXvec, pages: int) -> None:
+    def __init__(self, flow: Flow, pages: int) -> None:
         config, solver = flow.config, flow.decoder.shape
-        tokens, frames = flow.encoder.token_shape, flow.encoder.frame_shape
         heads, size = config.estimator.heads, config.estimator.head_size
-        chunk = config.encoder.chunk
-        places: list[tuple[int, ...]] = [
-            (solver.passes, solver.layers, solver.rows, 2, heads, config.estimator.chunk, size),
-            (solver.passes, solver.rows, TAIL, solver.channels),
-            (tokens.layers, 2, chunk, tokens.width),
-            (frames.layers, 2, 2 * chunk, frames.width),
-            (TAIL, tokens.channels),
+
+        def store(*place: int) -> Tensor:
+            return torch.zeros((pages, *place), device=flow.device, dtype=flow.dtype)
+
+        self.solver_kv = store(solver.passes, solver.layers, solver.rows, 2, heads, config.estimator.chunk, size)
+        self.solver_tails = store(solver.passes, solver.rows, solver.tail, solver.channels)
+        self.encoder = [
+            EncoderStore(
+                store(shape.layers, 2, ratio * config.chunk, shape.width), store(shape.tail, shape.channels), ratio
+            )
+            for shape, ratio in flow.encoder_stacks
         ]
-        stores = [torch.zeros((pages, *place), device=flow.device, dtype=flow.dtype) for place in places]
-        self.solver_kv, self.solver_tails, self.token_kv, self.frame_kv, self.token_tails = stores
         self.pages = pages
         self._users = [0] * pages
         self._free = list(range(pages - 1, RESERVED - 1, -1))
 
     @staticmethod
-    def page_bytes(flow: CausalMaskedDiffWithXvec) -> int:
+    def page_bytes(flow: Flow) -> int:
         """Memory of one page."""
-        solver, tokens, frames = flow.decoder.shape, flow.encoder.token_shape, flow.encoder.frame_shape
-        chunk = flow.config.encoder.chunk
-        numbers = solver.passes * solver.rows * (4 * chunk * solver.layers * solver.width + TAIL * solver.channels)
-        numbers += chunk * (2 * tokens.layers * tokens.width + 4 * frames.layers * frames.width)
-        return (numbers + TAIL * tokens.channels) * flow.dtype.itemsize
+
+        def numbers(shape: StackShape, frames: int) -> int:
+            kept = 2 * frames * shape.layers * shape.width + shape.tail * shape.channels
+            return shape.passes * shape.rows * kept
+
+        stacks = [(flow.decoder.shape, 2), *flow.encoder_stacks]
+        return sum(numbers(shape, ratio * flow.config.chunk) for shape, ratio in stacks) * flow.dtype.itemsize
 
     @property
     def free(self) -> int:
@@ -111,20 +126,20 @@ class PagePool:
 
 
 class EncoderWindow(Window):
-    """One chunk a row of an encoder stack, with the pages before it; `kv` and `tails` are the pool's for that stack.
+    """One chunk a row of an encoder stack, with the pages before it.
 
     `width`: pages that a row looks at, as many as the longest past has and this chunk's own.
     """
 
-    def __init__(self, kv: Tensor, tails: Tensor | None, blocks: Blocks, width: int, real: Tensor) -> None:
-        """`real`: int64 (blocks,), frames of each chunk that are real."""
-        size = kv.size(-2)
+    def __init__(self, store: EncoderStore, blocks: Blocks, width: int) -> None:
+        size = store.kv.size(-2)
         pages, known = blocks.last_pages(width)
         mask = known[..., None].expand(-1, -1, size).clone()
+        real = blocks.length * store.ratio // 2
         mask[:, -1] = torch.arange(size, device=real.device) < real[:, None]
-        super().__init__(mask.flatten(1)[:, None, None])
+        super().__init__(mask.flatten(1)[:, None, None], store.tails.size(1))
         self.past = (width - 1) * size
-        self._kv, self._tails, self._blocks, self._pages = kv, tails, blocks, pages
+        self._kv, self._tails, self._blocks, self._pages = store.kv, store.tails, blocks, pages
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self._kv[self._blocks.page, layer] = torch.stack([keys, values], dim=1)
@@ -132,7 +147,6 @@ class EncoderWindow(Window):
         return both[:, :, 0].flatten(1, 2), both[:, :, 1].flatten(1, 2)
 
     def lead(self, first: int, x: Tensor) -> Tensor:
-        assert self._tails is not None
         last = first + x.size(-1)
-        self._tails[self._blocks.page, :, first:last] = x[:, -TAIL:]
+        self._tails[self._blocks.page, :, first:last] = x[:, -self.tail :]
         return torch.cat([self._tails[self._blocks.before, :, first:last], x], dim=1)

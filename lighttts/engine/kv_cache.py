@@ -57,6 +57,24 @@ class PrefillAttend(CausalAttend):
         return super().__call__(layer, query, key, value)
 
 
+class ExtendAttend(CausalAttend):
+    """One sequence that goes on from position `start` of its slot, and attends to what is there and to itself."""
+
+    def __init__(self, cache: KVCache, slot: int, start: int) -> None:
+        super().__init__()
+        self.cache = cache
+        self.slot = slot
+        self.start = start
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        end = self.start + key.shape[2]
+        keys, values = self.cache.keys[layer, self.slot, :, :end], self.cache.values[layer, self.slot, :, :end]
+        keys[:, self.start :] = key[0]
+        values[:, self.start :] = value[0]
+        allowed = torch.ones(key.shape[2], end, dtype=torch.bool).tril(self.start)
+        return F.scaled_dot_product_attention(query, keys[None], values[None], attn_mask=allowed, enable_gqa=True)
+
+
 class RowAttend:
     """One new position a row, each row attending to its slot in a call of its own over exactly its own context.
 

@@ -10,6 +10,10 @@ function of its job (text, prompt, seed, tokens already made) and of the batch a
   differ in the last bits from those of a solo run. There a step is launched before the ids of the step before are
   read: a request whose end has not been read yet runs along once more, and what it draws is dropped.
 
+A request whose text is still being written (`LiveJob`) takes its text in blocks (`lighttts.engine.interleave`). While
+text is lacking it rests in its slot and takes part in no step; then what comes is prefilled behind what is there. Its
+tokens do not depend on when its text comes.
+
 A resumed request (`done_tokens`) continues with the random numbers it would have had. Its context is prefilled instead
 of decoded token by token, so its logits agree with those of the uninterrupted run up to rounding: another token is
 drawn only where a draw falls within rounding of the boundary between two tokens.
@@ -18,87 +22,64 @@ drawn only where a draw falls within rounding of the boundary between two tokens
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from lighttts.engine.interleave import Interleave
 from lighttts.engine.llm_alone import AloneSteps
 from lighttts.engine.llm_batched import BatchedSteps
+from lighttts.engine.llm_jobs import GenerateJob, LiveJob, TokenStep
+from lighttts.engine.llm_requests import NOTHING, Request, Requests, check_ids
 from lighttts.engine.llm_steps import Drawn, Piece, Steps
-from lighttts.errors import InvalidInput
-from lighttts.models.llm import MAX_SPEECH_PER_TEXT, MIN_SPEECH_PER_TEXT, SpeechLM
+from lighttts.models.interleave import Mix
+from lighttts.models.llm import SpeechLM
+
+__all__ = ["GenerateJob", "LLMEngine", "LiveJob", "TokenStep"]
 
 PREFILL_TOKENS = 1024
 """Default bound on the positions prefilled in one step."""
 
 
-@dataclass(frozen=True, eq=False)
-class GenerateJob:
-    """One request for speech tokens."""
+class _Flight(NamedTuple):
+    """A launched step: of each request its turn and the position of its input."""
 
-    key: Hashable
-    text: npt.NDArray[np.int32]
-    """Text token ids, those of the prompt's text first."""
-    text_tokens: int
-    """How many of them are not the prompt's: the bounds on the number of speech tokens are multiples of it."""
-    prompt_tokens: npt.NDArray[np.int32]
-    """Speech tokens of the prompt."""
-    seed: int
-    done_tokens: npt.NDArray[np.int32]
-    """Speech tokens made already, by an engine that did not finish; numbering continues after them."""
-
-
-@dataclass(frozen=True)
-class TokenStep:
-    """What a step made for one request: at most one token, none if the end of speech was drawn."""
-
-    key: Hashable
-    tokens: tuple[int, ...]
-    finished: bool
-
-
-@dataclass(eq=False)
-class _Request:
-    key: Hashable
-    sequence: npt.NDArray[np.int64]
-    """Sequence ids known at the start: all are prefilled but the last, which is the first decode step's input."""
-    state: list[int]
-    """Row of the per-slot state at the first decode step."""
-    made: int
-    """Tokens made so far."""
-    launched: int
-    """Tokens made or being made."""
-    limit: int
-    """Tokens at which the request ends."""
-    position: int
-    """Position of the next decode step's input."""
-    prefilled: int = 0
-    slot: int = -1
-
-    @property
-    def ready(self) -> bool:
-        """Whether a decode step can be launched for it."""
-        return self.prefilled == len(self.sequence) - 1 and self.launched < self.limit
+    requests: list[Request]
+    turns: list[int]
+    positions: list[int]
+    drawn: Drawn
 
 
 class LLMEngine:
-    def __init__(self, model: SpeechLM, *, slots: int, max_length: int, prefill_tokens: int = PREFILL_TOKENS) -> None:
+    def __init__(
+        self,
+        model: SpeechLM,
+        *,
+        slots: int,
+        max_length: int,
+        prefill_tokens: int = PREFILL_TOKENS,
+        mix: Mix | None = None,
+    ) -> None:
         """`slots` requests run at once, each of at most `max_length` positions, of prompt and speech together.
 
         A step prefills waiting requests up to `prefill_tokens` positions in all. If the first has more, it is prefilled
-        whole on a CPU, and in several steps on a GPU.
+        whole on a CPU, and in several steps on a GPU. `mix`: the blocks of live requests, upstream's if not given.
         """
         self.model = model
         self._vocabulary = model.vocabulary
-        self._max_length = max_length
-        self._waiting: deque[_Request] = deque()
-        self._active: dict[int, _Request] = {}
+        self._requests = Requests(model, max_length, mix or Mix())
+        self._waiting: deque[Request] = deque()
+        self._growing: deque[Request] = deque()
+        """Live ones in a slot whose next stretch is to be prefilled."""
+        self._active: dict[int, Request] = {}
+        self._live: dict[Hashable, Request] = {}
+        """All live ones, with and without a slot."""
         self._free = sorted(range(slots), reverse=True)
-        self._partly: _Request | None = None
-        self._flights: deque[tuple[list[_Request], Drawn]] = deque()
+        self._partly: Request | None = None
+        self._flights: deque[_Flight] = deque()
         with torch.inference_mode():
             self._steps = _steps(model, slots, max_length, prefill_tokens)
         self._prefill_tokens = min(prefill_tokens, self._steps.longest)
@@ -119,25 +100,41 @@ class LLMEngine:
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
-        return bool(self._active or self._waiting)
+        if self._flights or self._next():
+            return True
+        return any(request.ready for request in self._active.values())
 
     def add(self, job: GenerateJob) -> None:
         """Queue a job. Raises `InvalidInput` if it can never run, `ValueError` if its key is in use."""
-        if any(request.key == job.key for request in (*self._waiting, *self._active.values())):
-            raise ValueError(f"a request with the key {job.key!r} is already in the engine")
-        self._waiting.append(self._prepare(job))
+        self._check_key(job.key)
+        self._waiting.append(self._requests.ordinary(job))
+
+    def open(self, job: LiveJob) -> None:
+        """Take in a job whose text is to be fed. Raises as `add` does."""
+        self._check_key(job.key)
+        self._live[job.key] = self._requests.live(job)
+
+    def feed(self, key: Hashable, text: npt.NDArray[np.int32], *, last: bool) -> None:
+        """More text ids of an open job; with `last` there are no others. Raises `InvalidInput`, `KeyError` if there is
+        no such job, `ValueError` after its last ids."""
+        check_ids(text, self._vocabulary.text, "text")
+        request = self._live[key]
+        assert request.live
+        request.live.feed(text, last=last)
+        if request.live.resting:
+            self._grow(request)
 
     def cancel(self, key: Hashable) -> bool:
         """Forget a request and free its slot at once; False if there is none with the key."""
-        for request in self._waiting:
+        for request in (*self._live.values(), *self._waiting, *self._active.values()):
             if request.key == key:
-                self._waiting.remove(request)
-                return True
-        for request in self._active.values():
-            if request.key == key:
-                self._release(request)
+                self._drop(request)
                 return True
         return False
+
+    def _check_key(self, key: Hashable) -> None:
+        if key in self._live or any(request.key == key for request in (*self._waiting, *self._active.values())):
+            raise ValueError(f"a request with the key {key!r} is already in the engine")
 
     @torch.inference_mode()
     def step(self) -> list[TokenStep]:
@@ -148,101 +145,119 @@ class LLMEngine:
         steps = self._admit()
         ready = sorted((request for request in self._active.values() if request.ready), key=lambda each: each.slot)
         if ready:
-            self._flights.append((ready, self._steps.decode([(each.slot, each.position) for each in ready])))
+            positions = [each.position for each in ready]
+            drawn = self._steps.decode([(each.slot, each.position) for each in ready])
+            self._flights.append(_Flight(ready, [each.turn for each in ready], positions, drawn))
         for request in ready:
             request.position += 1
             request.launched += 1
         ahead = self._steps.lag if ready else 0
         while len(self._flights) > ahead:
-            steps += self._land(*self._flights.popleft())
+            steps += self._land(self._flights.popleft())
         return steps
 
-    def _land(self, requests: Sequence[_Request], drawn: Drawn) -> list[TokenStep]:
+    def _land(self, flight: _Flight) -> list[TokenStep]:
         """What a step made; of those that have left since, nothing."""
-        pairs = zip(requests, drawn(), strict=True)
-        return [self._advance(request, token) for request, token in pairs if self._holds(request)]
+        rows = zip(flight.requests, flight.turns, flight.positions, flight.drawn(), strict=True)
+        return [
+            self._advance(request, position, token)
+            for request, turn, position, token in rows
+            if self._holds(request) and request.turn == turn
+        ]
 
-    def _prepare(self, job: GenerateJob) -> _Request:
-        vocabulary = self._vocabulary
-        _check_ids(job.text, vocabulary.text, "text")
-        _check_ids(job.prompt_tokens, vocabulary.speech, "prompt speech")
-        _check_ids(job.done_tokens, vocabulary.speech, "speech")
-        sequence = vocabulary.sequence(job.text, np.concatenate([job.prompt_tokens, job.done_tokens]))
-        minimum = job.text_tokens * MIN_SPEECH_PER_TEXT
-        made = len(job.done_tokens)
-        if len(sequence) - 1 + max(minimum - made, 1) > self._max_length:
-            raise InvalidInput(
-                f"The text and the prompt take {len(sequence)} positions and their speech at least {minimum} more, "
-                f"where the model runs with {self._max_length}; shorten the text or the prompt.",
-                field="text",
-            )
-        window = self.model.sampling.win_size
-        history = [-1] * window + job.done_tokens.tolist()
-        return _Request(
-            key=job.key,
-            sequence=sequence,
-            state=[
-                int(sequence[-1]) - vocabulary.text,
-                len(sequence) - 1,
-                _as_int64(job.seed),
-                made,
-                minimum,
-                *history[-window:],
-            ],
-            made=made,
-            launched=made,
-            limit=min(job.text_tokens * MAX_SPEECH_PER_TEXT, made + self._max_length - len(sequence) + 1),
-            position=len(sequence) - 1,
-        )
+    def _grow(self, request: Request) -> None:
+        """Queues a live request that stands at a border for the next stretch of its sequence, if it has the text."""
+        if self._requests.grow(request):
+            (self._waiting if request.slot < 0 else self._growing).append(request)
+
+    def _next(self) -> Request | None:
+        """Whose prefill is due."""
+        if self._partly or self._growing:
+            return self._partly or self._growing[0]
+        return self._waiting[0] if self._waiting and self._free else None
 
     def _admit(self) -> list[TokenStep]:
         """Give slots to waiting requests within the prefill budget; requests with nothing left to make end here."""
         steps: list[TokenStep] = []
         pieces: list[Piece] = []
         room = self._prefill_tokens
-        while self._partly or (self._waiting and self._free):
-            request = self._partly or self._waiting[0]
+        while request := self._next():
             if request.made >= request.limit:
-                steps.append(TokenStep(self._waiting.popleft().key, (), True))
+                steps.append(TokenStep(request.key, (), True))
+                self._drop(request)
                 continue
             cost = self._steps.cost(len(request.sequence) - 1 - request.prefilled)
             if pieces and cost > room:
                 break
             room -= cost
             if request is not self._partly:
-                self._seat(self._waiting.popleft())
+                self._seat(request)
             pieces.append(self._piece(request))
         if pieces:
             self._steps.prefill(pieces)
         return steps
 
-    def _seat(self, request: _Request) -> None:
+    def _seat(self, request: Request) -> None:
+        """Takes the first in line, which gets a slot if it has none."""
+        if request.slot >= 0:
+            self._growing.popleft()
+            return
+        self._waiting.popleft()
         request.slot = self._free.pop()
         self._active[request.slot] = request
 
-    def _piece(self, request: _Request) -> Piece:
+    def _piece(self, request: Request) -> Piece:
         """As much of what is to be prefilled as goes at once."""
         start, whole = request.prefilled, len(request.sequence) - 1
         request.prefilled = min(whole, start + self._steps.longest)
         self._partly = request if request.prefilled < whole else None
         state = None if self._partly else request.state
-        return Piece(request.slot, start, request.sequence[start : request.prefilled], state)
+        return Piece(request.slot, request.first + start, request.sequence[start : request.prefilled], state)
 
-    def _holds(self, request: _Request) -> bool:
+    def _holds(self, request: Request) -> bool:
         """Whether the request has not left its slot."""
         return self._active.get(request.slot) is request
 
-    def _advance(self, request: _Request, token: int) -> TokenStep:
+    def _advance(self, request: Request, position: int, token: int) -> TokenStep:
+        if request.live:
+            return self._advance_live(request, request.live, position, token)
         if token >= self._vocabulary.speech:
-            self._release(request)
+            self._drop(request)
             return TokenStep(request.key, (), True)
         request.made += 1
         finished = request.made >= request.limit
         if finished:
-            self._release(request)
+            self._drop(request)
         return TokenStep(request.key, (token,), finished)
 
-    def _release(self, request: _Request) -> None:
+    def _advance_live(self, request: Request, live: Interleave, position: int, token: int) -> TokenStep:
+        tokens = (token,) if token < self._vocabulary.speech else ()
+        stopped = live.take(token)
+        request.made = live.speech
+        if live.resting:
+            # What was launched meanwhile had `fill` for its input, where now text stands: its draw is dropped, its keys
+            # and values are written over.
+            request.turn += 1
+            request.position = position + 1
+            request.launched = request.limit = request.made
+            request.sequence, request.prefilled = NOTHING, 0
+            self._grow(request)
+            return TokenStep(request.key, tokens, False, filled=True)
+        finished = stopped or request.made >= request.limit
+        if finished:
+            self._drop(request)
+        return TokenStep(request.key, tokens, finished)
+
+    def _drop(self, request: Request) -> None:
+        """Forgets a request, wherever it is."""
+        if request.live:
+            del self._live[request.key]
+        if request in self._growing:
+            self._growing.remove(request)
+        if request.slot < 0:
+            if request in self._waiting:
+                self._waiting.remove(request)
+            return
         del self._active[request.slot]
         self._free.append(request.slot)
         if self._partly is request:
@@ -255,13 +270,3 @@ def _steps(model: SpeechLM, slots: int, max_length: int, prefill_tokens: int) ->
     if model.device.type == "cpu":
         return AloneSteps(model, slots, max_length)
     return BatchedSteps(model, slots, max_length, prefill_tokens)
-
-
-def _check_ids(ids: npt.NDArray[np.int32], count: int, what: str) -> None:
-    if ids.size and (ids.min() < 0 or ids.max() >= count):
-        raise InvalidInput(f"A {what} token is outside 0..{count - 1}; it is not of this model.", field="tokens")
-
-
-def _as_int64(seed: int) -> int:
-    """The int64 that has the low 64 bits of `seed`."""
-    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)

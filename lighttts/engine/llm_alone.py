@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lighttts.engine import llm_state
-from lighttts.engine.kv_cache import KVCache, PrefillAttend, RowAttend
+from lighttts.engine.kv_cache import ExtendAttend, KVCache, PrefillAttend, RowAttend
 from lighttts.engine.llm_steps import Drawn, Piece
 from lighttts.models.llm import SpeechLM
-from lighttts.models.qwen2 import Rotation
+from lighttts.models.qwen2 import CausalAttend, Rotation
 
 CPU_ROWS = 2
 """Rows of a decode call. Two take as long as one, for it is reading the weights that takes the time."""
@@ -30,7 +30,7 @@ class AloneSteps:
         self._model = model
         self._cache = KVCache(model.config, slots, max_length, model.device, model.dtype)
         self._rotary = model.rotary_table(max_length)
-        self._embedding = llm_state.input_table(model)
+        self._embedding = llm_state.input_table(model, slots)
         self._state = torch.zeros((slots, llm_state.columns(model)), dtype=torch.int64)
 
     def cost(self, positions: int) -> int:
@@ -38,10 +38,20 @@ class AloneSteps:
 
     def prefill(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
-            embedded = self._model.embed(torch.from_numpy(piece.ids)[None])
+            if len(piece.ids):
+                self._extend(piece)
+            assert piece.state is not None
+            state = llm_state.settled(self._model, self._embedding, piece.slot, piece.state)
+            self._state[piece.slot] = torch.tensor(state)
+
+    def _extend(self, piece: Piece) -> None:
+        embedded = self._model.embed(torch.from_numpy(piece.ids)[None])
+        if piece.start:
+            attend: CausalAttend = ExtendAttend(self._cache, piece.slot, piece.start)
+        else:
             attend = PrefillAttend(self._cache, [piece.slot])
-            self._model.body(embedded, Rotation(*self._rotary[:, : len(piece.ids)]), attend)
-            self._state[piece.slot] = torch.tensor(piece.state)
+        turn = self._rotary[:, piece.start : piece.start + len(piece.ids)]
+        self._model.body(embedded, Rotation(*turn), attend)
 
     def decode(self, rows: Sequence[tuple[int, int]]) -> Drawn:
         groups = [rows[at : at + CPU_ROWS] for at in range(0, len(rows), CPU_ROWS)]

@@ -42,7 +42,7 @@ class BatchedSteps:
         device = model.device
         self._cache = KVCache(model.config, slots + 1, max_length, device, model.dtype)
         self.ops: LLMOps = _ops(model, self._cache)
-        self._embedding = llm_state.input_table(model)
+        self._embedding = llm_state.input_table(model, slots)
         self._state = torch.zeros((slots + 1, llm_state.columns(model)), dtype=torch.int64, device=device)
         self._slots = torch.full((slots,), slots, device=device)
         self._listed: list[int] = []  # what `_slots` begins with
@@ -63,6 +63,14 @@ class BatchedSteps:
         return -(-positions // TILE) * TILE
 
     def prefill(self, pieces: Sequence[Piece]) -> None:
+        if any(len(piece.ids) for piece in pieces):
+            self._prefill(pieces)
+        states = [(piece.slot, piece.state) for piece in pieces if piece.state is not None]
+        begun = [(slot, *llm_state.settled(self._model, self._embedding, slot, state)) for slot, state in states]
+        if begun:
+            self._begin(np.array(begun, np.int64))
+
+    def _prefill(self, pieces: Sequence[Piece]) -> None:
         total = sum(self.cost(len(piece.ids)) for piece in pieces)
         rows = next(rows for rows in self._prefill_rows if rows >= total)
         packed = np.zeros((rows, 3), np.int64)
@@ -77,9 +85,6 @@ class BatchedSteps:
         self._upload(self._packed[:rows], packed)
         with self._on_device:
             self._prefills.run(rows)
-        begun = [(piece.slot, *piece.state) for piece in pieces if piece.state is not None]
-        if begun:
-            self._begin(np.array(begun, np.int64))
 
     def _begin(self, states: npt.NDArray[np.int64]) -> None:
         """Sets the state of slots; `states` [slots, 1 + columns] has the slot before each row."""

@@ -9,8 +9,12 @@ from lighttts.models.llm import SpeechLM
 from lighttts.models.sampling import sample
 
 INPUT, POSITION, SEED, STEP, MINIMUM, HISTORY = range(6)
-"""Columns: row of `input_table`, its position, the request's seed, index of the token to be drawn, tokens before which
-the end of speech is excluded, and from `HISTORY` on the last tokens, the latest at the end, -1 where there are none."""
+"""Columns: the input as a row of `SpeechLM.input_table`, its position, the request's seed, index of the token to be
+drawn, tokens before which the end of speech is excluded, and from `HISTORY` on the last tokens, the latest at the end,
+-1 where there are none."""
+
+NEVER = 1 << 40
+"""A `MINIMUM` that no step reaches."""
 
 
 def columns(model: SpeechLM) -> int:
@@ -18,9 +22,22 @@ def columns(model: SpeechLM) -> int:
     return HISTORY + model.sampling.win_size
 
 
-def input_table(model: SpeechLM) -> Tensor:
-    """Embeddings [task + speech + stops, width]: inputs of a decode step are of these, so one look-up does."""
-    return torch.cat([model.llm_embedding.weight, model.speech_embedding.weight])
+def input_table(model: SpeechLM, slots: int) -> Tensor:
+    """Embeddings [task + speech + stops + slots, width]: inputs of a decode step are of these, so one look-up does.
+
+    The last row is slot 0's own, the one before it slot 1's, and so on: see `settled`.
+    """
+    table = model.input_table()
+    return torch.cat([table, table.new_zeros(slots, table.shape[1])])
+
+
+def settled(model: SpeechLM, table: Tensor, slot: int, state: list[int]) -> list[int]:
+    """The row `state` as a slot is to have it: a text token for its input goes to the slot's own row of `table`."""
+    if state[INPUT] >= 0:
+        return state
+    row = len(table) - 1 - slot
+    table[row] = model.body.embed_tokens.weight[state[INPUT] + model.vocabulary.text]
+    return [row, *state[1:]]
 
 
 def draw(model: SpeechLM, logits: Tensor, rows: Tensor) -> Tensor:

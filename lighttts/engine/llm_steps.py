@@ -23,7 +23,8 @@ class Piece:
     ids: npt.NDArray[np.int64]
     """Sequence ids at the positions from `start` on."""
     state: list[int] | None
-    """Row of the slot's state (see `lighttts.engine.llm_state`) if the request decodes from here on."""
+    """Row of the slot's state (see `lighttts.engine.llm_state`) if the request decodes from here on; its input may be a
+    text token, as its id minus the number of text tokens."""
 
 
 class Steps(Protocol):

@@ -1,6 +1,6 @@
 """When a stream of speech tokens is cut into hops, and where.
 
-As upstream streams CosyVoice2 (`cli/model.py`, `CosyVoice2Model.tts`): hops of one, two, then four chunks, the first
+As upstream streams both models (`cli/model.py`, `CosyVoice2Model.tts`): hops of one, two, then four chunks, the first
 lengthened so that prompt and hop together fill whole chunks. A hop waits for the look-ahead tokens after it. What is
 left when the tokens end, less than a hop and its look-ahead, is the final hop.
 """

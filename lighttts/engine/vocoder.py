@@ -116,9 +116,9 @@ class Vocoder:
         buffers.numbers[:batch].copy_(host, non_blocking=True)
         mels = []
         for hop in hops:
-            held = () if hop.state is None else (hop.state.mel,)
+            held = () if hop.overlap is None else (hop.overlap.mel,)
             mels += [*held, hop.mel, self._empty[: length - _frames(hop)]]
-        states = [hop.state for hop in hops]
+        states = [hop.overlap for hop in hops]
         count, rows = len(hops), buffers.rows
         torch.cat(mels, out=rows.mel[:count].view(count * length, -1))
         torch.stack([self._silence if state is None else state.source for state in states], out=rows.source[:count])
@@ -155,7 +155,7 @@ def _own_ops(model: HiFTGenerator) -> VocoderOps:
 
 
 def _held(hop: VocoderHop) -> int:
-    return 0 if hop.state is None else OVERLAP
+    return 0 if hop.overlap is None else OVERLAP
 
 
 def _frames(hop: VocoderHop) -> int:
@@ -165,4 +165,4 @@ def _frames(hop: VocoderHop) -> int:
 
 def _first(hop: VocoderHop) -> int:
     """The request's frame that the row starts with."""
-    return 0 if hop.state is None else hop.state.first
+    return 0 if hop.overlap is None else hop.overlap.first

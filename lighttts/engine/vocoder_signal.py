@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lighttts.models.hift import MAX_MAGNITUDE
+from lighttts.models.hift_layers import MAX_MAGNITUDE
 from lighttts.models.rng import Stream, normal
 from lighttts.models.source import HarmonicSource
 from lighttts.models.stft import FourierFrames

@@ -35,6 +35,10 @@ class VoiceCache:
     def put(self, key: str, state: FlowState) -> None:
         self._states[key] = state
 
+    def forget(self, key: str) -> None:
+        """Drop the state of voice `key`."""
+        self._states.pop(key, None)
+
     def trim(self, awaited: Container[str]) -> None:
         """Drop the oldest states above the limit, but for those of the voices in `awaited`."""
         total = self.bytes

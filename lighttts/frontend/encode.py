@@ -13,10 +13,12 @@ from lighttts.errors import InvalidInput, ModelError, UnknownVoice
 from lighttts.frontend.audio import read_prompt, read_source
 from lighttts.frontend.cache import FeatureCache
 from lighttts.frontend.instruction import Instructions
+from lighttts.frontend.live import LiveIds, LiveText
 from lighttts.frontend.prompt import Int32, PromptExtractor, VoiceFeatures
 from lighttts.frontend.text import TextNormalizer
 from lighttts.frontend.tokenizer import TextTokenizer
 from lighttts.models.directory import ModelDirectory
+from lighttts.models.interleave import read_mix
 from lighttts.models.voices import VoiceInfo
 
 DEFAULT_CACHE_BYTES = 256 << 20
@@ -37,6 +39,9 @@ class EncodeJob:
     prompt_audio: bytes = b""
     prompt_text: str = ""
     instruct: str = ""
+    pieces: str = ""
+    """Empty if `text` is all of it; else it comes in pieces, and this says how it is to be spoken: "sentences",
+    "interleaved", or "auto", as the model does best."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ class Encoded:
     instructed."""
     voice: VoiceFeatures
     """The flow's prompt and the speaker."""
+    pieces: str = ""
+    """How text that comes in pieces will be spoken, "sentences" or "interleaved"."""
+    lead: int = 0
+    """How many of the prompt's text ids stand before all blocks of text and speech, where these are interleaved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,20 +92,28 @@ class Converted:
 class EncodeEngine:
     """Encodes jobs for one model. Safe to share between threads."""
 
-    def __init__(self, directory: ModelDirectory, cache_bytes: int = DEFAULT_CACHE_BYTES, threads: int = 1) -> None:
-        """Loads what it needs of the model. `cache_bytes` bounds the features kept of prompts seen, `threads` is what
-        each ONNX model computes with. Raises `ModelError`."""
+    def __init__(
+        self,
+        directory: ModelDirectory,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        threads: int = 1,
+        cache_s: float = float("inf"),
+    ) -> None:
+        """Loads what it needs of the model. `cache_bytes` bounds the features kept of prompts seen, `cache_s` the
+        seconds after their last use, `threads` is what each ONNX model computes with. Raises `ModelError`."""
         embedded = directory.qwen_config().integer("vocab_size")
         self._tokenizer = TextTokenizer(directory.path("CosyVoice-BlankEN"), directory.version, embedded)
         self._normalizer = TextNormalizer(self._tokenizer)
         self._extractor = PromptExtractor(directory, threads)
-        self.cache = FeatureCache(cache_bytes)
+        self.cache = FeatureCache(cache_bytes, cache_s)
         self.voices: Mapping[str, VoiceInfo] = directory.voices()
         """The registered voices by name."""
         for voice in self.voices.values():
             _check_prompt_text(voice, embedded)
         self._presets = {name: _preset_features(voice) for name, voice in self.voices.items()}
         self._instructions = Instructions(self._tokenizer, directory.version)
+        self._live = LiveText(self._tokenizer)
+        self._best = "interleaved" if read_mix(directory) else "sentences"
 
     def encode(self, job: EncodeJob) -> Encoded:
         """The job encoded; with an instruction as upstream's `frontend_instruct2`.
@@ -110,13 +127,28 @@ class EncodeEngine:
             )
         if job.instruct and job.prompt_text:
             raise InvalidInput("Give an instruction or a prompt text, and not both.", field="instruct")
-        sentences = tuple(Sentence(text, self._tokenizer.encode(text)) for text in self._normalizer.sentences(job.text))
+        texts = () if job.pieces else self._normalizer.sentences(job.text)
+        sentences = tuple(Sentence(text, self._tokenizer.encode(text)) for text in texts)
+        pieces = self._best if job.pieces == "auto" else job.pieces
         prompt_text_ids, llm_tokens, voice = self._preset(job.voice) if job.voice else self._prompt(job)
         if job.instruct.strip():
-            return Encoded(sentences, self._instructions.encode(job.instruct), _NONE, voice)
-        if self._instructions.needed(prompt_text_ids, [sentence.ids for sentence in sentences]):
+            instruct = self._instructions.encode(job.instruct)
+            return Encoded(sentences, instruct, _NONE, voice, pieces, self._instructions.lead(instruct))
+        if self._instructions.needed(prompt_text_ids, [sentence.ids for sentence in sentences] or [_NONE]):
             prompt_text_ids = np.concatenate((self._instructions.plain, prompt_text_ids))
-        return Encoded(sentences, prompt_text_ids, llm_tokens, voice)
+        lead = self._instructions.lead(prompt_text_ids)
+        return Encoded(sentences, prompt_text_ids, llm_tokens, voice, pieces, lead)
+
+    def write(self, text: str, method: str, *, flush: bool) -> LiveIds:
+        """Text that comes in pieces: see `LiveText.encode`."""
+        return self._live.encode(text, method, flush=flush)
+
+    def check(self, recording: bytes, text: str) -> VoiceFeatures:
+        """The features of a voice that is to be registered, which `recording`, an audio file, and `text`, what is said
+        in it or nothing, are good for. Raises as `encode`."""
+        if text.strip():
+            self._tokenizer.encode(self._normalizer.prompt(text), "prompt_text")
+        return self._features(recording)
 
     def convert(self, job: ConvertJob) -> Converted:
         """The job encoded, as upstream's `frontend_vc`. Raises as `encode`."""

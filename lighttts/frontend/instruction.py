@@ -45,6 +45,12 @@ class Instructions:
             words = f"{self._preamble} {words}"
         return self._tokenizer.encode(words + END_OF_PROMPT, "instruct")
 
+    def lead(self, prompt_text: Int32) -> int:
+        """How many of these ids are an instruction that CosyVoice3 is trained to have before all else; 0 for 2."""
+        if not self.plain.size:
+            return 0
+        return int(np.max(np.flatnonzero(prompt_text == self.plain[-1]), initial=-1)) + 1
+
     def needed(self, prompt_text: Int32, sentences: list[Int32]) -> bool:
         """Whether the model is to be given `plain`: nothing in these ids of prompt and sentences is an instruction."""
         if not self.plain.size:

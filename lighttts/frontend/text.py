@@ -42,12 +42,12 @@ class TextNormalizer:
     def sentences(self, text: str) -> list[str]:
         """The sentences of `text`, at least one, each with something to speak. Raises `InvalidInput`."""
         text = clean(text, "text")
-        if _has_marks(text):
+        if has_marks(text):
             found = [text]
         else:
             chinese = _is_chinese(text)
-            found = sentences.split(_spoken(text), chinese=chinese, count=self._tokenizer.count)
-        found = [sentence for sentence in found if _is_speakable(sentence)]
+            found = sentences.split(as_spoken(text), chinese=chinese, count=self._tokenizer.count)
+        found = [sentence for sentence in found if is_speakable(sentence)]
         if not found:
             raise InvalidInput(
                 "The text has only punctuation and symbols; give words or numbers to speak.", field="text"
@@ -59,9 +59,9 @@ class TextNormalizer:
     def prompt(self, text: str) -> str:
         """The transcript of a prompt, made spoken but not cut, as upstream has it. Raises `InvalidInput`."""
         text = clean(text, "prompt_text")
-        if not _has_marks(text):
-            text = _spoken(text)
-        if not _is_speakable(text):
+        if not has_marks(text):
+            text = as_spoken(text)
+        if not is_speakable(text):
             raise InvalidInput(
                 "The prompt text has no words; give the words that the prompt audio says.", field="prompt_text"
             )
@@ -87,13 +87,19 @@ def clean(text: str, field: str) -> str:
         )
     if _SURROGATES.search(text):
         raise InvalidInput(f"The {field.replace('_', ' ')} is not valid Unicode; send it as UTF-8.", field=field)
-    text = _CONTROLS.sub("", _LINE_ENDS.sub("\n", text))
+    text = tidy(text)
     if not text.strip():
         raise InvalidInput(f"The {field.replace('_', ' ')} is empty; give words or numbers to speak.", field=field)
     return text
 
 
-def _has_marks(text: str) -> bool:
+def tidy(text: str) -> str:
+    """`text` after rule 2."""
+    return _CONTROLS.sub("", _LINE_ENDS.sub("\n", text))
+
+
+def has_marks(text: str) -> bool:
+    """Whether rule 3 is for it."""
     return "<|" in text and "|>" in text
 
 
@@ -101,11 +107,13 @@ def _is_chinese(text: str) -> bool:
     return _CHINESE.search(text) is not None
 
 
-def _is_speakable(sentence: str) -> bool:
+def is_speakable(sentence: str) -> bool:
+    """Whether rule 5 lets it stand."""
     return any(character.isalnum() for character in _MARK.sub("", sentence))
 
 
-def _spoken(text: str) -> str:
+def as_spoken(text: str) -> str:
+    """`text` as rule 4 makes it spoken, not cut."""
     text = text.strip()
     if not _is_chinese(text):
         return spoken.english(text)

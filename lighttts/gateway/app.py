@@ -29,6 +29,7 @@ from lighttts.gateway.quotas import Quotas
 from lighttts.gateway.speech import Speaker
 from lighttts.gateway.talk import Talk
 from lighttts.gateway.upstream import UPSTREAM_FIELDS, Upstream
+from lighttts.gateway.voices import VOICE_FIELDS, VoiceDoor
 
 OPENAI_PATHS = "/v1/"
 CORS_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", "traceparent")
@@ -46,8 +47,9 @@ def make_routes(
     return [
         *OpenAI(speaker, board).routes(openai_door),
         *Conversions(speaker, board).routes(openai_door),
+        *VoiceDoor(client, speaker).routes(Door(keys, openai_error, VOICE_FIELDS)),
         *Upstream(speaker, board).routes(Door(keys, upstream_problem, UPSTREAM_FIELDS)),
-        *Talk(speaker, origins).routes(Door(keys, problem)),
+        *Talk(speaker, board, origins).routes(Door(keys, problem)),
         *Health(board).routes(open_door, Door(keys, problem)),
         open_door.route("/openapi.json", _openapi, "GET"),
         *page.routes(open_door),
@@ -75,7 +77,7 @@ def _middleware(origins: Sequence[str]) -> list[Middleware]:
     cors = Middleware(
         CORSMiddleware,
         allow_origins=origins,
-        allow_methods=("GET", "POST"),
+        allow_methods=("GET", "POST", "PATCH", "DELETE"),
         allow_headers=CORS_HEADERS,
         expose_headers=CORS_EXPOSED,
     )
@@ -85,4 +87,7 @@ def _middleware(origins: Sequence[str]) -> list[Middleware]:
 async def _refuse(request: Request, error: Exception) -> Response:
     """What no route takes."""
     shape = openai_error if request.url.path.startswith(OPENAI_PATHS) else problem
-    return shape(failure_of(error))
+    response = shape(failure_of(error))
+    if isinstance(error, HTTPException):
+        response.headers.update(error.headers or {})
+    return response

@@ -1,4 +1,4 @@
-"""What the gateway knows of the system behind it: its model, its voices, and whether it can speak."""
+"""What the gateway knows of the system behind it: its model, and whether it can speak."""
 
 from __future__ import annotations
 
@@ -43,10 +43,6 @@ class Board:
             return model
         # Without a worker nobody knows the model: the broker then says what is wrong, or waits for one.
         return "" if not served or model == served or model in aliases else None
-
-    async def voices(self) -> tuple[str, ...]:
-        """The preset voices. Raises `Unavailable`."""
-        return await self._client.voices()
 
     async def problem(self) -> str:
         """Why no text can be spoken now, in a sentence; "" if one can."""

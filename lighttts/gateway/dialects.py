@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.websockets import WebSocket
@@ -17,10 +17,18 @@ FieldText = Annotated[str, Field(max_length=65_536)]
 
 
 class Dialect(Protocol):
-    """How one kind of client begins, says texts, and is told what becomes of them."""
+    """How one kind of client begins, says texts, and is told what becomes of them.
+
+    `again`: whether it may begin anew when all is spoken.
+    """
+
+    again: ClassVar[bool]
 
     async def begin(self, socket: WebSocket) -> tuple[Wish, str]:
-        """What each text is to be spoken with, and the audio format. Raises `Refused`, `ClientGone`."""
+        """What the text is to be spoken with, its style as the name of a model, and the audio format.
+
+        Raises `Refused`, `ClientGone`.
+        """
 
     async def text(self, socket: WebSocket) -> Said:
         """The next piece of text. Raises `Refused`, `ClientGone`."""
@@ -38,6 +46,8 @@ class _Message(BaseModel):
 
 class _Begin(_Message):
     voice: Annotated[str, Field(max_length=128)] = ""
+    model: Annotated[str, Field(max_length=128)] = ""
+    instructions: Annotated[str, Field(max_length=4096)] = ""
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "pcm"
     speed: Annotated[float, Field(ge=0.5, le=2.0)] = 1.0
 
@@ -50,11 +60,15 @@ class _Text(_Message):
 
 class Own:
     """{"voice": ...}, then {"text": ...} as often as needed, {"flush": true} where what has come is to be spoken to its
-    end, {"end": true}; {"type": "done"} follows the audio."""
+    end, {"end": true}; {"type": "done"} follows the audio, and then all may begin anew."""
+
+    again: ClassVar[bool] = True
 
     async def begin(self, socket: WebSocket) -> tuple[Wish, str]:
         asked = _parsed(_Begin, await _received_text(socket))
-        return Wish("", voice=asked.voice, speed=asked.speed), asked.response_format
+        instruct = asked.instructions.strip()
+        wish = Wish("", voice=asked.voice, speed=asked.speed, instruct=instruct, style=asked.model)
+        return wish, asked.response_format
 
     async def text(self, socket: WebSocket) -> Said:
         said = _parsed(_Text, await _received_text(socket))
@@ -82,12 +96,14 @@ class Bistream:
     """{"prompt_text": ...}, the prompt's audio as a binary message, {"tts_text": ...} as often as needed,
     {"finish": true}; the connection is closed after the audio."""
 
+    again: ClassVar[bool] = False
+
     async def begin(self, socket: WebSocket) -> tuple[Wish, str]:
         asked = _parsed(_UpstreamBegin, await _received_text(socket))
         prompt = await _received(socket)
         if not isinstance(prompt, bytes):
             raise Refused(400, "invalid_input", "the second message must be the prompt's audio file, in binary")
-        return Wish("", prompt=prompt, prompt_text=asked.prompt_text), "pcm"
+        return Wish("", prompt=prompt, prompt_text=asked.prompt_text, style=asked.tts_model_name), "pcm"
 
     async def text(self, socket: WebSocket) -> Said:
         said = _parsed(_UpstreamText, await _received_text(socket))

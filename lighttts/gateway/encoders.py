@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from fractions import Fraction
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
@@ -30,6 +31,8 @@ _CONTAINERS = {
     "aac": ("adts", "aac", {}),
     "opus": ("ogg", "libopus", {"page_duration": str(_PAGE_US)}),
 }
+_QUICK = {"pcm", "wav"}
+"""Formats that need no compressing, which takes milliseconds: less than it takes to have a thread do it."""
 _BIT_RATE = 64_000
 """Bits a second, where the codec's default is meant for music or for two channels."""
 
@@ -39,6 +42,7 @@ class Encoder:
 
     def __init__(self, name: str, sample_rate: int) -> None:
         self._sink = _Sink()
+        self._quick = name in _QUICK
         # A sink is all of a file that writers to a pipe need.
         file = cast(BinaryIO, self._sink)
         self._writer: Writer = (
@@ -49,6 +53,10 @@ class Encoder:
         """What can be sent now, perhaps nothing yet."""
         self._writer.write(chunk)
         return self._sink.take()
+
+    async def encode_beside(self, chunk: Chunk) -> bytes:
+        """The same for an event loop, which others wait for."""
+        return self.encode(chunk) if self._quick else await asyncio.to_thread(self.encode, chunk)
 
     def finish(self) -> bytes:
         """What remains after the last chunk."""

@@ -21,6 +21,9 @@ RETRY_S = 1.0
 _STATUS: dict[type[LightTTSError], int] = {
     errors.InvalidInput: 400,
     errors.UnknownVoice: 400,
+    errors.VoiceExists: 409,
+    errors.Forbidden: 403,
+    errors.QuotaExceeded: 403,
     errors.Overloaded: 503,
     errors.NoWorker: 503,
     errors.Unavailable: 503,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lighttts.errors import ConfigError, InvalidInput
+from lighttts.transport.endpoints import is_loopback
 
 FILE_MAX_BYTES = 1 << 20
 KEYS_MAX = 1000
@@ -92,6 +93,18 @@ def write_keys(path: Path, keys: Iterable[ApiKey]) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+
+
+def check_access(host: str, keys: Path | None, *, plain: bool) -> None:
+    """Without keys only this machine may reach the gateway, unless it is said (`plain`) that it is meant so.
+
+    Raises `ConfigError`.
+    """
+    if keys is None and not is_loopback(f"{host}:0") and not plain:
+        raise ConfigError(
+            f"gateway.host is {host}, where anybody in the network could use it: make an API key with "
+            "`lighttts-cli api-keys add NAME` and set gateway.keys, or say security.allow_plain"
+        )
 
 
 def _parsed(path: Path, number: int, line: str) -> ApiKey:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -20,10 +21,11 @@ from lighttts.errors import ConfigError, MissingDependency
 from lighttts.gateway.app import make_app
 from lighttts.gateway.body import FORM_MAX_BYTES
 from lighttts.gateway.keyring import KeyRing
+from lighttts.gateway.keys import check_access
+from lighttts.gateway.protocol import PatientProtocol
 from lighttts.gateway.quotas import Quotas
 from lighttts.logs import get_logger
 from lighttts.notify import notify, watchdog_interval
-from lighttts.transport.endpoints import is_loopback
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -56,6 +58,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to serve."""
         await super().startup(sockets)
+        # What is there now stays: looking through all of it for garbage again would hold up every stream for 50 ms.
+        gc.collect()
+        gc.freeze()
         notify("READY=1")
 
     def _stop(self) -> None:
@@ -81,9 +86,9 @@ def serve(config: Config) -> int:
 async def _serve(config: Config) -> None:
     settings = config.gateway
     keys = KeyRing(settings.keys) if settings.keys else None
-    _check_access(config)
+    check_access(settings.host, settings.keys, plain=config.security.allow_plain)
     client = AsyncClient(config.brokers, keys=config.security.keys)
-    with _listen(settings) as listener:
+    with listen(settings) as listener:
         async with client:
             quotas = Quotas()
             rpc = None if settings.grpc_port is None else _rpc_server(settings, keys, client, quotas)
@@ -102,7 +107,7 @@ async def _serve(config: Config) -> None:
 def _http(app: ASGIApp, settings: GatewayConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="h11",
+        http=PatientProtocol,
         ws="websockets-sansio",
         ws_max_size=FORM_MAX_BYTES,
         ws_per_message_deflate=False,
@@ -111,6 +116,8 @@ def _http(app: ASGIApp, settings: GatewayConfig) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         limit_concurrency=settings.connections,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=[*settings.proxies],
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
@@ -128,19 +135,11 @@ def _rpc_server(settings: GatewayConfig, keys: KeyRing | None, client: AsyncClie
     return RpcServer(settings, keys, client, quotas)
 
 
-def _check_access(config: Config) -> None:
-    """Without keys only this machine may reach the gateway, unless the configuration says that it is meant so."""
-    settings = config.gateway
-    if settings.keys is None and not is_loopback(f"{settings.host}:0") and not config.security.allow_plain:
-        raise ConfigError(
-            f"gateway.host is {settings.host}, where anybody in the network could use it: make an API key with "
-            "`lighttts-cli api-keys add NAME` and set gateway.keys, or say security.allow_plain"
-        )
-
-
-def _listen(settings: GatewayConfig) -> socket.socket:
+def listen(settings: GatewayConfig) -> socket.socket:
+    """The socket to serve on. Raises `ConfigError`."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Said to be TCP, for only then asyncio has what is written sent at once; else the first audio waits 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))

@@ -1,4 +1,4 @@
-"""OpenAI's door: /v1/audio/speech, /v1/models, and /v1/audio/voices as servers beside OpenAI's have it."""
+"""OpenAI's door: /v1/audio/speech and /v1/models."""
 
 from __future__ import annotations
 
@@ -57,7 +57,6 @@ class OpenAI:
         """The paths of this door."""
         return [
             door.route("/v1/audio/speech", self._speech, "POST"),
-            door.route("/v1/audio/voices", self._voices, "GET"),
             door.route("/v1/models", self._models, "GET"),
             door.route("/v1/models/{model}", self._model, "GET"),
         ]
@@ -72,10 +71,6 @@ class OpenAI:
         if asked.stream_format == "audio":
             return Streamed(first, spoken.pieces, MEDIA_TYPES[asked.response_format], {})
         return event_stream(spoken, first)
-
-    async def _voices(self, request: Request, key: ApiKey | None) -> Response:
-        voices = await self._board.voices()
-        return JSONResponse({"voices": [{"id": name, "name": name} for name in voices]})
 
     async def _models(self, request: Request, key: ApiKey | None) -> Response:
         names = (await self._board.model(), *await self._board.styles())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from lighttts import __version__
 from lighttts.gateway.conversions import ConversionForm
 from lighttts.gateway.encoders import MEDIA_TYPES
 from lighttts.gateway.openai import SpeechRequest
+from lighttts.gateway.voices import PATH, NewName
 
 Json = dict[str, object]
 
@@ -19,9 +21,15 @@ _PROBLEM = "application/problem+json"
 _REFUSALS = {
     "400": "The request is wrong.",
     "401": "No valid API key.",
+    "404": "There is no such path or model.",
+    "405": "The path has other methods; see Allow.",
+    "408": "The body took too long to come.",
     "413": "The body is too large.",
+    "422": "A field is missing, or its value cannot be.",
     "429": "The API key's quota is used up; see Retry-After.",
+    "502": "A worker failed.",
     "503": "Overloaded, or no broker or worker; see Retry-After.",
+    "504": "The request took longer than it may.",
 }
 
 
@@ -31,7 +39,7 @@ def document() -> Json:
         "openapi": "3.1.0",
         "info": {"title": "LightTTS gateway", "version": __version__, "license": {"name": "Apache-2.0"}},
         "security": [{"key": []}, {}],
-        "paths": {**_openai(), **_upstream(), **_health()},
+        "paths": {**_openai(), **_voices(), **_upstream(), **_health()},
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
 
@@ -54,12 +62,58 @@ def _openai() -> Json:
         "/v1/audio/conversions": {
             "post": _operation("Say a recording in another voice, streamed", audio, "application/json", recordings)
         },
-        "/v1/audio/voices": {"get": _operation("The preset voices", _json(), "application/json")},
         "/v1/models": {"get": _operation("The model that is served", _json(), "application/json")},
         "/v1/models/{model}": {
             "get": {**_operation("One model", _json(), "application/json"), "parameters": [name]},
         },
     }
+
+
+def _voices() -> Json:
+    kind = "application/json"
+    how: Json = {"shared": {"type": "boolean"}, "replace": {"type": "boolean"}}
+    sample = _form({"name": _TEXT, "audio_sample": _FILE}, {"text": _TEXT, **how})
+    file = _form({"file": _FILE}, {"name": _TEXT, **how})
+    new: Json = {kind: {"schema": NewName.model_json_schema()}}
+    content: Json = {"application/octet-stream": {"schema": _FILE}}
+    return {
+        PATH: {
+            "get": _operation("The voices: preset, registered by this key, shared", _json(), kind),
+            "post": _made(_operation("Register a voice", _json(), kind, sample)),
+        },
+        f"{PATH}/import": {"post": _made(_operation("Register an exported voice", _json(), kind, file))},
+        f"{PATH}/{{name}}": {
+            "get": _of_voice(_operation("One registered voice", _json(), kind)),
+            "patch": _of_voice(_operation("Rename a voice", _json(), kind, new)),
+            "delete": _of_voice(_operation("Remove a voice with all that is kept of it", _json(), kind)),
+        },
+        f"{PATH}/{{name}}/export": {
+            "get": _of_voice(_operation("A voice as one file", content, kind)),
+        },
+    }
+
+
+def _made(operation: Json) -> Json:
+    """201 in the place of 200, and what else an addition may come to."""
+    answers = dict(cast(Json, operation["responses"]))
+    answers["201"] = answers.pop("200")
+    answers["403"] = {**_refusal(answers), "description": "No room for more voices, or not allowed."}
+    answers["409"] = {**_refusal(answers), "description": "The name is taken."}
+    return {**operation, "responses": answers}
+
+
+def _of_voice(operation: Json) -> Json:
+    """What else may come of an operation on one voice."""
+    answers = dict(cast(Json, operation["responses"]))
+    answers["403"] = {**_refusal(answers), "description": "It is another key's."}
+    answers["404"] = {**_refusal(answers), "description": "No such voice."}
+    answers["409"] = {**_refusal(answers), "description": "The name is taken, or a preset voice's."}
+    name: Json = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
+    return {**operation, "parameters": [name], "responses": answers}
+
+
+def _refusal(answers: Json) -> Json:
+    return cast(Json, answers["400"])
 
 
 def _upstream() -> Json:
@@ -88,6 +142,7 @@ def _health() -> Json:
         "/liveness": {"get": _operation("200 while the gateway runs", _json(), _PROBLEM)},
         "/metrics": {"get": _operation("Prometheus metrics", {"text/plain": {"schema": _TEXT}}, _PROBLEM)},
         "/": {"get": _operation("A page to try it with", {"text/html": {"schema": _TEXT}}, _PROBLEM)},
+        "/docs": {"get": _operation("This document as a page", {"text/html": {"schema": _TEXT}}, _PROBLEM)},
         "/openapi.json": {"get": _operation("This document", _json(), _PROBLEM)},
     }
 

@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, Self
 
 from starlette.requests import Request
 
 from lighttts import metrics
-from lighttts.client import AsyncClient, AsyncSynthesis
+from lighttts.client import AsyncClient, AsyncSynthesis, AsyncTalk
 from lighttts.errors import LightTTSError
 from lighttts.gateway.connection import unless_gone
 from lighttts.gateway.encoders import Encoder
@@ -33,11 +33,20 @@ class Asked(Protocol):
     def ask(self, client: AsyncClient) -> AsyncSynthesis:
         """Asks for it, as int16 samples. Raises `InvalidInput`."""
 
+    def of(self, key: ApiKey | None) -> Self:
+        """The same as that of a key's holder, whose registered voices it may name."""
+
+
+def owner_of(key: ApiKey | None) -> str:
+    """What the broker calls the holder of a key: nobody where the gateway has no keys."""
+    return key.name if key else ""
+
 
 @dataclass(frozen=True)
 class Wish:
-    """`text` in the voice of a `prompt` (an audio file) or in a preset `voice`; where that is empty, in the broker's
-    first. `instruct` says how to speak, in words; `deadline`: seconds that it may take, None for the broker's own."""
+    """`text` in the voice of a `prompt` (an audio file) or in a preset or registered `voice`; where that is empty, in
+    the broker's first. `instruct` says how to speak, in words. `owner`: whose registered voices are meant, see `of`.
+    `deadline`: seconds that it may take, None for the broker's own."""
 
     text: str
     voice: str = ""
@@ -47,6 +56,10 @@ class Wish:
     instruct: str = ""
     style: str = ""
     deadline: float | None = None
+    owner: str = ""
+
+    def of(self, key: ApiKey | None) -> Wish:
+        return replace(self, owner=owner_of(key))
 
     @property
     def method(self) -> str:
@@ -68,6 +81,7 @@ class Wish:
             speed=self.speed,
             style=self.style,
             format="s16",
+            owner=self.owner,
             deadline=self.deadline,
         )
 
@@ -82,8 +96,12 @@ class Conversion:
     prompt: bytes | None = None
     speed: float = 1.0
     deadline: float | None = None
+    owner: str = ""
 
     method: ClassVar[str] = "conversion"
+
+    def of(self, key: ApiKey | None) -> Conversion:
+        return replace(self, owner=owner_of(key))
 
     def ask(self, client: AsyncClient) -> AsyncSynthesis:
         """Asks for it, as int16 samples. Raises `InvalidInput`."""
@@ -93,6 +111,7 @@ class Conversion:
             prompt=self.prompt,
             speed=self.speed,
             format="s16",
+            owner=self.owner,
             deadline=self.deadline,
         )
 
@@ -131,6 +150,25 @@ class Speaker:
             finally:
                 synthesis.close()
 
+    @contextmanager
+    def talking(self, wish: Wish) -> Iterator[AsyncTalk]:
+        """As `asked`, for a text that is still being written; that of `wish` is not looked at."""
+        with _counted(wish.method):
+            talk = self._client.talk(
+                wish.voice or None,
+                wish.prompt,
+                wish.prompt_text,
+                instruct=wish.instruct,
+                style=wish.style,
+                speed=wish.speed,
+                format="s16",
+                owner=wish.owner,
+            )
+            try:
+                yield talk
+            finally:
+                talk.close()
+
 
 class Spoken:
     """`pieces`: its bytes, never empty ones; to be closed. `tokens`: speech tokens spoken so far (25 a second);
@@ -144,7 +182,7 @@ class Spoken:
     async def _encoded(
         self, speaker: Speaker, notes: dict[str, object], wish: Asked, kind: str, key: ApiKey | None
     ) -> AsyncGenerator[bytes, None]:
-        with speaker.admitted(key), speaker.asked(wish) as synthesis:
+        with speaker.admitted(key), speaker.asked(wish.of(key)) as synthesis:
             notes.update(synthesis=synthesis.request_id, speech=wish.method, format=kind)
             began = time.monotonic()
             self.sample_rate = await synthesis.sample_rate()
@@ -153,8 +191,7 @@ class Spoken:
                 if not self.tokens:
                     metrics.first_audio.observe(time.monotonic() - began)
                 self.tokens = synthesis.tokens
-                # Compressing takes milliseconds, in which others would wait.
-                if piece := await asyncio.to_thread(encoder.encode, chunk):
+                if piece := await encoder.encode_beside(chunk):
                     yield piece
             if piece := await asyncio.to_thread(encoder.finish):
                 yield piece

@@ -1,17 +1,20 @@
-"""Text in, audio out over a WebSocket: what is whole of the text is spoken while the rest is still being written."""
+"""Text in, audio out over a WebSocket: a text is spoken while it is being written."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from lighttts.client import AsyncTalk
+from lighttts.gateway.board import Board
 from lighttts.gateway.connection import ClientGone, unless
 from lighttts.gateway.dialects import Bistream, Dialect, Own
 from lighttts.gateway.door import Door
@@ -19,11 +22,17 @@ from lighttts.gateway.encoders import Encoder
 from lighttts.gateway.failures import Failure, Refused, failure_of
 from lighttts.gateway.keys import ApiKey
 from lighttts.gateway.notes import notes_of
+from lighttts.gateway.openai import OPENAI_MODELS
 from lighttts.gateway.speech import Speaker, Wish
 from lighttts.gateway.texts import Said, Texts
 
+T = TypeVar("T")
 SILENCE_S = 300.0
 """Seconds that a client may say nothing before its text has ended."""
+PAUSE_S = 15.0
+"""Seconds after which a request ends whose client says nothing: it holds places at workers, and the broker would end it
+after 30. What is said later is spoken by another one."""
+MODEL_ALIASES = ("default", *OPENAI_MODELS)
 _POLICY, _INTERNAL, _LATER = 1008, 1011, 1013
 """Codes that a connection is closed with (RFC 6455, and IANA's list)."""
 
@@ -31,8 +40,9 @@ _POLICY, _INTERNAL, _LATER = 1008, 1011, 1013
 class Talk:
     """Serves WebSockets. `origins`: the pages that may open one, beside those of this server itself."""
 
-    def __init__(self, speaker: Speaker, origins: tuple[str, ...]) -> None:
+    def __init__(self, speaker: Speaker, board: Board, origins: tuple[str, ...]) -> None:
         self.speaker = speaker
+        self._board = board
         self._origins = origins
 
     def routes(self, door: Door) -> list[WebSocketRoute]:
@@ -41,6 +51,13 @@ class Talk:
             WebSocketRoute("/ws/speech", _Socket(self, door, Own())),
             WebSocketRoute("/inference_zero_shot_bistream", _Socket(self, door, Bistream())),
         ]
+
+    async def styled(self, wish: Wish) -> Wish:
+        """The wish with the style that its model stands for. Raises `Refused`, `Unavailable`."""
+        style = await self._board.style(wish.style, MODEL_ALIASES) if wish.style else ""
+        if style is None:
+            raise Refused(400, "model_not_found", f"there is no model {wish.style!r} here", field="model")
+        return replace(wish, style=style)
 
     def check_origin(self, socket: WebSocket) -> None:
         """Browsers let any page open a WebSocket to anywhere. Raises `Refused` with 403."""
@@ -69,12 +86,34 @@ class _Socket:
             return
         await socket.accept()
         try:
-            await Conversation(_SocketPeer(socket, self._dialect), self._talk.speaker).hold(key)
-            await socket.close()
+            await self._converse(socket, key)
         except (ClientGone, WebSocketDisconnect):
             notes_of(scope).update(error="client_gone")
         except Exception as error:
             await self._fail(socket, failure_of(error))
+
+    async def _converse(self, socket: WebSocket, key: ApiKey | None) -> None:
+        """Speaks one text, or one after another until the client has enough."""
+        wish, kind = await self._begin(socket)
+        while True:
+            notes_of(socket.scope).update(speech=wish.method, format=kind)
+            with self._talk.speaker.admitted(key):
+                peer = _SocketPeer(socket, self._dialect)
+                tokens = await Conversation(peer, self._talk.speaker).hold(wish.of(key), kind)
+            # By now nobody listens for more of this text: what comes after this is the next.
+            if said := self._dialect.done(tokens):
+                await socket.send_json(said)
+            if not self._dialect.again:
+                await socket.close()
+                return
+            try:
+                wish, kind = await self._begin(socket)
+            except ClientGone:
+                return
+
+    async def _begin(self, socket: WebSocket) -> tuple[Wish, str]:
+        wish, kind = await said_in_time(self._dialect.begin(socket))
+        return await self._talk.styled(wish), kind
 
     async def _fail(self, socket: WebSocket, failure: Failure) -> None:
         notes_of(socket.scope).update(error=failure.code)
@@ -88,21 +127,11 @@ class _Socket:
 class Peer(Protocol):
     """Who speaks with the gateway, over whatever it is."""
 
-    @property
-    def notes(self) -> dict[str, object]:
-        """What the log line will say."""
-
-    async def begin(self) -> tuple[Wish, str]:
-        """What each text is to be spoken with, and the audio format. Raises `Refused`, `ClientGone`."""
-
     async def said(self) -> Said:
         """What it says next; after the end returns only when it says more. Raises `Refused`, `ClientGone`."""
 
     async def send(self, piece: bytes, sample_rate: int) -> None:
         """Sends a piece of audio."""
-
-    async def done(self, tokens: int) -> None:
-        """Says that it was the last."""
 
 
 class _SocketPeer:
@@ -111,10 +140,6 @@ class _SocketPeer:
     def __init__(self, socket: WebSocket, dialect: Dialect) -> None:
         self._socket = socket
         self._dialect = dialect
-        self.notes = notes_of(socket.scope)
-
-    async def begin(self) -> tuple[Wish, str]:
-        return await self._dialect.begin(self._socket)
 
     async def said(self) -> Said:
         return await self._dialect.text(self._socket)
@@ -122,13 +147,9 @@ class _SocketPeer:
     async def send(self, piece: bytes, sample_rate: int) -> None:
         await self._socket.send_bytes(piece)
 
-    async def done(self, tokens: int) -> None:
-        if said := self._dialect.done(tokens):
-            await self._socket.send_json(said)
-
 
 class Conversation:
-    """One connection, from its first message to the last audio."""
+    """One text, from its first piece to the last audio."""
 
     def __init__(self, peer: Peer, speaker: Speaker) -> None:
         self._peer = peer
@@ -138,47 +159,62 @@ class Conversation:
         self._rate = 0
         self._tokens = 0
 
-    async def hold(self, key: ApiKey | None) -> None:
-        """Speaks until all is said. Raises `Refused`, a `LightTTSError`, or `ClientGone`."""
-        with self._speaker.admitted(key):
-            try:
-                async with asyncio.timeout(SILENCE_S):
-                    wish, kind = await self._peer.begin()
-            except TimeoutError as error:
-                raise _silent() from error
-            self._peer.notes.update(speech=wish.method, format=kind)
-            await unless(self._listen(), self._speak(wish, kind))
+    async def hold(self, wish: Wish, kind: str) -> int:
+        """Speaks until all is said; returns how many speech tokens that was.
+
+        Raises `Refused`, a `LightTTSError`, or `ClientGone`.
+        """
+        await unless(self._listen(), self._speak(wish, kind))
+        return self._tokens
 
     async def _listen(self) -> NoReturn:
         """Takes texts as they come, so that a client that leaves is noticed at any time."""
         while True:
-            silence = None if self._texts.ended else SILENCE_S
-            try:
-                async with asyncio.timeout(silence):
-                    said = await self._peer.said()
-            except TimeoutError as error:
-                raise _silent() from error
-            self._texts.add(said)
+            said = self._peer.said()
+            self._texts.add(await said if self._texts.ended else await said_in_time(said))
 
     async def _speak(self, wish: Wish, kind: str) -> None:
-        while text := await self._texts.take():
-            await self._say(replace(wish, text=text), kind)
+        while await self._texts.begun():
+            await self._say(wish, kind)
         if self._encoder:
             await self._send(await asyncio.to_thread(self._encoder.finish))
-        await self._peer.done(self._tokens)
 
     async def _say(self, wish: Wish, kind: str) -> None:
-        with self._speaker.asked(wish) as synthesis:
-            self._rate = await synthesis.sample_rate()
-            self._encoder = self._encoder or Encoder(kind, self._rate)
-            async for chunk in synthesis:
-                await self._send(await asyncio.to_thread(self._encoder.encode, chunk))
-            self._tokens += synthesis.tokens
+        with self._speaker.talking(wish) as talk:
+            await unless(self._write(talk), self._hear(talk, kind))
+
+    async def _write(self, talk: AsyncTalk) -> NoReturn:
+        """Passes on the text until it ends, or pauses."""
+        said = Said("")
+        while not said.end:
+            try:
+                async with asyncio.timeout(PAUSE_S):
+                    said = await self._texts.take()
+            except TimeoutError:
+                break
+            await talk.write(said.text)
+            if said.flush:
+                talk.flush()
+        talk.end()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    async def _hear(self, talk: AsyncTalk, kind: str) -> None:
+        self._rate = await talk.sample_rate()
+        self._encoder = self._encoder or Encoder(kind, self._rate)
+        async for chunk in talk:
+            await self._send(await asyncio.to_thread(self._encoder.encode, chunk))
+        self._tokens += talk.tokens
 
     async def _send(self, piece: bytes) -> None:
         if piece:
             await self._peer.send(piece, self._rate)
 
 
-def _silent() -> Refused:
-    return Refused(408, "timeout", f"nothing was said for {SILENCE_S:g} s")
+async def said_in_time(said: Awaitable[T]) -> T:
+    """What a client says next. Raises `Refused` when it says nothing for `SILENCE_S`."""
+    try:
+        async with asyncio.timeout(SILENCE_S):
+            return await said
+    except TimeoutError as error:
+        raise Refused(408, "timeout", f"nothing was said for {SILENCE_S:g} s") from error

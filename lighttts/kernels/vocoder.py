@@ -14,7 +14,8 @@ from lighttts.engine.vocoder_layers import Convolution, Finish, Made, Span
 from lighttts.engine.vocoder_ops import SPECTRUM, Margins, Passed, Rows
 from lighttts.kernels import vocoder_layers, vocoder_signal
 from lighttts.models.f0 import without_tf32
-from lighttts.models.hift import MAX_MAGNITUDE, HiFTGenerator
+from lighttts.models.hift import HiFTGenerator
+from lighttts.models.hift_layers import MAX_MAGNITUDE
 from lighttts.models.hift_stream import OVERLAP, fades
 
 _SAMPLES = 1024

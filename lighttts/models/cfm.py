@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lighttts.models.estimator import CausalConditionalDecoder, EstimatorConfig
+from lighttts.models.dit import DiT
+from lighttts.models.estimator import CausalConditionalDecoder
 from lighttts.models.streaming import StreamBatch, number_layers
 
 NOISE_FRAMES = 15_000
@@ -20,6 +22,9 @@ NOISE_FRAMES = 15_000
 
 GUIDANCE_HALVES = 2
 """Each step runs the estimator with its conditions and without them."""
+
+
+Estimator = TypeVar("Estimator", CausalConditionalDecoder, DiT)
 
 
 @dataclass(frozen=True)
@@ -52,20 +57,20 @@ def cosine_times(steps: int) -> tuple[Tensor, Tensor]:
     return torch.stack(times), torch.stack(lengths)
 
 
-class CausalConditionalCFM(nn.Module):
-    """The estimator with its solver. The noise table and the schedule are float32 buffers, not in the weights."""
+class CausalConditionalCFM(nn.Module, Generic[Estimator]):
+    """An estimator with its solver. The noise table and the schedule are float32 buffers, not in the weights."""
 
     noise: Tensor
     times: Tensor
     lengths: Tensor
 
-    def __init__(self, estimator: EstimatorConfig, solver: SolverConfig) -> None:
+    def __init__(self, estimator: Estimator, mel: int, solver: SolverConfig) -> None:
         super().__init__()
         self.config = solver
-        self.estimator = CausalConditionalDecoder(estimator)
+        self.estimator: Estimator = estimator
         self.shape = number_layers(self.estimator, passes=solver.steps, rows=GUIDANCE_HALVES)
         times, lengths = cosine_times(solver.steps)
-        self.register_buffer("noise", fixed_noise(estimator.out_channels), persistent=False)
+        self.register_buffer("noise", fixed_noise(mel), persistent=False)
         self.register_buffer("times", times, persistent=False)
         self.register_buffer("lengths", lengths, persistent=False)
 

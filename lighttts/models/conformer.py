@@ -143,10 +143,10 @@ class LinearEmbedding(nn.Module):
 class LookAhead(nn.Module):
     """Residual pair of convolutions: the first sees `look_ahead` tokens to come, the second is causal."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, width: int, hidden: int, look_ahead: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv1d(config.width, config.width, config.look_ahead + 1)
-        self.conv2 = CausalConv1d(config.width, config.width)
+        self.conv1 = nn.Conv1d(width, hidden, look_ahead + 1)
+        self.conv2 = CausalConv1d(hidden, width)
 
     def forward(self, x: Tensor, window: Window) -> Tensor:
         """(rows, tokens + look_ahead, width) -> (rows, tokens, width)."""
@@ -183,7 +183,7 @@ class UpsampleConformerEncoder(nn.Module):
         self.config = config
         self.embed = LinearEmbedding(config.input_size, config)
         self.after_norm = nn.LayerNorm(config.width, eps=1e-5)
-        self.pre_lookahead_layer = LookAhead(config)
+        self.pre_lookahead_layer = LookAhead(config.width, config.width, config.look_ahead)
         self.encoders = nn.ModuleList(ConformerLayer(config) for _ in range(config.layers))
         self.up_layer = UpLayer(config)
         self.up_embed = LinearEmbedding(config.width, config)

@@ -1,4 +1,4 @@
-"""HiFT vocoder: mel to 24 kHz audio.
+"""CosyVoice2's HiFT vocoder: mel to 24 kHz audio; and the loader of any.
 
 HiFTNet (Li et al., arXiv:2309.09493): a HiFi-GAN generator fed with a neural source-filter excitation, whose last layer
 gives the short-time spectrum of the audio. Layers and parameter names are those of CosyVoice's `hifigan/generator.py`
@@ -8,34 +8,21 @@ gives the short-time spectrum of the audio. Layers and parameter names are those
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
+from lighttts.models.causal_hift import CausalHiFTGenerator
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.f0 import ConvRNNF0Predictor
 from lighttts.models.hift_config import HiFTConfig
+from lighttts.models.hift_layers import Snake, fold_weight_norm, spectra_of
 from lighttts.models.source import HarmonicSource
 from lighttts.models.stft import FourierFrames
 from lighttts.models.weights import load_into
-
-MAX_MAGNITUDE = 100.0
-
-
-class Snake(nn.Module):
-    """x + sin(alpha x)^2 / alpha, alpha learnt per channel (Liu Ziyin et al., arXiv:2006.08195)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        alpha = self.alpha[:, None]
-        sine = torch.sin(x * alpha)
-        return torch.addcmul(x, sine * (1 / (alpha + 1e-9)), sine)
 
 
 class ResBlock(nn.Module):
@@ -114,9 +101,7 @@ class HiFTGenerator(nn.Module):
                 mixed = mixed + block(x)
             x = mixed / kinds
         # The slope before the last layer is not the configured one upstream either.
-        magnitude, phase = self.conv_post(F.leaky_relu(x)).chunk(2, dim=1)
-        magnitude, phase = magnitude.exp().clamp(max=MAX_MAGNITUDE), torch.sin(phase)
-        audio = self.fourier.synthesise(torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=1))
+        audio = self.fourier.synthesise(spectra_of(self.conv_post(F.leaky_relu(x))))
         return audio.clamp(-self.config.limit, self.config.limit)
 
 
@@ -126,19 +111,23 @@ def _down(inputs: int, width: int, factor: int) -> nn.Conv1d:
     return nn.Conv1d(inputs, width, 2 * factor, factor, padding=factor // 2)
 
 
-def fold_weight_norm(model: nn.Module) -> None:
-    """Replace each weight given as direction and length by their product: the same numbers, for inference only."""
-    for module in model.modules():
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
+Generator: TypeAlias = HiFTGenerator | CausalHiFTGenerator
 
 
-def load_hift(directory: ModelDirectory, device: torch.device | str = "cpu") -> HiFTGenerator:
-    """The vocoder of a CosyVoice2 model directory, ready for inference. Raises `ModelError`.
+def build_hift(directory: ModelDirectory) -> Generator:
+    """The vocoder that a directory's yaml describes, with fresh parameters. Raises `ModelError`."""
+    config = HiFTConfig.read(directory.settings)
+    return CausalHiFTGenerator(config) if config.causal else HiFTGenerator(config)
+
+
+def load_hift(directory: ModelDirectory, device: torch.device | str = "cpu") -> Generator:
+    """The vocoder of a model directory, ready for inference. Raises `ModelError`.
 
     Always float32, as upstream: neither the pitch nor the exponential of the last layer survives less.
     """
-    model = HiFTGenerator(HiFTConfig.read(directory.settings))
+    model = build_hift(directory)
     load_into(model, directory.load_weights("hift.pt"), str(directory.path("hift.pt")))
     fold_weight_norm(model)
+    if isinstance(model, CausalHiFTGenerator):
+        model.f0_predictor.double()
     return model.requires_grad_(False).eval().to(device)

@@ -13,6 +13,9 @@ from lighttts.models.spec import Plain
 Block = tuple[int, tuple[int, ...]]
 """Taps and dilations of a residual block."""
 
+_PREDICTORS = {"HiFTGenerator": "ConvRNNF0Predictor", "CausalHiFTGenerator": "CausalConvRNNF0Predictor"}
+"""The vocoders that are served, each with what predicts its pitch."""
+
 
 @dataclass(frozen=True)
 class HiFTConfig:
@@ -20,6 +23,7 @@ class HiFTConfig:
 
     Stage i up-samples by `rates[i]` with `up_taps[i]` taps and merges the excitation through `source_blocks[i]`; all
     `blocks` follow each stage. Spectra of `fourier_size` samples each `fourier_hop`. Audio is cut off at `limit`.
+    `look_ahead`: mel frames to come that the first layer of a causal vocoder sees, CosyVoice3's; None for CosyVoice2's.
     """
 
     source: SourceConfig
@@ -34,13 +38,23 @@ class HiFTConfig:
     f0_channels: int
     slope: float
     limit: float
+    look_ahead: int | None
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is CosyVoice3's."""
+        return self.look_ahead is not None
 
     @classmethod
     def read(cls, settings: Section) -> HiFTConfig:
-        """The vocoder of a yaml. Raises `ModelError` if it is not a `HiFTGenerator` at 24 kHz."""
+        """The vocoder of a yaml. Raises `ModelError` if it is none of those that are served, at 24 kHz."""
         hift = settings.section("hift")
-        if hift.class_name != "HiFTGenerator" or hift.integer("sampling_rate") != 24_000:
-            raise ModelError(f"{hift.name}: hift is no HiFTGenerator at 24000 Hz; serve a CosyVoice2 model.")
+        predictor = _PREDICTORS.get(hift.class_name)
+        if predictor is None or hift.integer("sampling_rate") != 24_000:
+            known = " or ".join(_PREDICTORS)
+            raise ModelError(f"{hift.name}: hift is no {known} at 24000 Hz; serve a CosyVoice2 or CosyVoice3 model.")
+        if hift.section("f0_predictor").class_name != predictor:
+            raise ModelError(f"{hift.name}: hift.f0_predictor is no {predictor}; restore the published file.")
         rates = tuple(hift.integers("upsample_rates"))
         fourier = hift.section("istft_params")
         config = cls(
@@ -56,6 +70,7 @@ class HiFTConfig:
             f0_channels=hift.section("f0_predictor").integer("cond_channels"),
             slope=hift.number("lrelu_slope"),
             limit=hift.number("audio_limit"),
+            look_ahead=hift.integer("conv_pre_look_right") if hift.class_name == "CausalHiFTGenerator" else None,
         )
         if not len(rates) == len(config.up_taps) == len(config.source_blocks):
             raise ModelError(f"{hift.name}: hift lists differ in length; restore the published file.")

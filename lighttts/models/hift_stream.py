@@ -1,9 +1,10 @@
 """Streaming vocoder: mel in hops to audio in hops.
 
-HiFT's convolutions look to both sides, so a hop's last frames are computed without what follows them. As upstream's
-`token2wav` does, those `OVERLAP` frames are held back, computed again with the next hop, and cross-faded with a Hamming
-window; the excitation of the frames held back is kept, so that both versions ring on the same source. A request's
-state is a value of its own; the model holds none.
+The convolutions of CosyVoice2's HiFT look to both sides, so a hop's last frames are computed without what follows them.
+As upstream's `token2wav` does, those `OVERLAP` frames are held back, computed again with the next hop, and cross-faded
+with a Hamming window; the excitation of the frames held back is kept, so that both versions ring on the same source.
+CosyVoice3's are causal: what they saw last is kept, and there is nothing to fade. A request's state is a value of its
+own; the model holds none.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from lighttts.models.hift import HiFTGenerator
-from lighttts.models.rng import Stream, normal
+from lighttts.models.causal_hift import CausalHiFTGenerator
+from lighttts.models.conv_past import Past
+from lighttts.models.hift import Generator, HiFTGenerator
+from lighttts.models.rng import Stream, normal, uniform
 from lighttts.models.source import Onset
 
 OVERLAP = 8
@@ -25,7 +29,7 @@ OVERLAP = 8
 
 @dataclass(frozen=True)
 class VocoderState:
-    """What is held back of one request. Immutable.
+    """What is held back of one request by CosyVoice2's vocoder. Immutable.
 
     `mel`: (OVERLAP, bins); `source`, `audio`: (OVERLAP x samples a frame,); `phase`: (harmonics + 1,) float64, where
     the excitation stopped; `first`: frame of the request that `mel` starts with.
@@ -39,18 +43,37 @@ class VocoderState:
 
 
 @dataclass(frozen=True)
-class VocoderHop:
-    """New mel frames of one request, `mel` (frames, bins): at least 2, and more than `OVERLAP` unless `final`.
+class CausalVocoderState:
+    """What CosyVoice3's vocoder keeps of one request. Immutable.
 
-    `seed` keys the noise of the excitation, whose phase goes on from hop to hop. With None there is no noise and the
-    phase starts anew with each hop: upstream's vocoder with its random numbers set to zero, for comparison with it,
-    and with its cross-fade, whose two weights add up to 1.08. Otherwise they are scaled to add up to 1.
+    `tails`: as `lighttts.models.conv_past.Past` has them, without the rows; `pitched`: frames whose pitch is known.
     """
 
-    state: VocoderState | None
+    tails: tuple[Tensor, ...]
+    pitched: int
+
+
+State: TypeAlias = VocoderState | CausalVocoderState
+
+
+@dataclass(frozen=True)
+class VocoderHop:
+    """New mel frames of one request, `mel` (frames, bins): at least 2, and more than are held back unless `final`.
+
+    `seed` keys the noise of the excitation, whose phase goes on from hop to hop. With None there is no noise:
+    upstream's vocoder with its random numbers set to zero, for comparison with it. CosyVoice2's phase then starts anew
+    with each hop, and the two weights of its cross-fade add up to 1.08; otherwise they are scaled to add up to 1.
+    """
+
+    state: State | None
     mel: Tensor
     final: bool
     seed: int | None
+
+    @property
+    def overlap(self) -> VocoderState | None:
+        """What CosyVoice2's vocoder holds back of the hop before."""
+        return self.state if isinstance(self.state, VocoderState) else None
 
 
 @dataclass(frozen=True)
@@ -58,28 +81,60 @@ class VocoderResult:
     """`audio`: float32 (samples,), the samples that follow those of the last hop. `state` is None after the last."""
 
     audio: Tensor
-    state: VocoderState | None
+    state: State | None
 
 
-def vocode(model: HiFTGenerator, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
+def vocode(model: Generator, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
     """Audio of each hop, in the order of `hops`.
 
     Hops of one length are computed together. Different lengths are not padded to one: the convolutions would carry
     the padding into the audio. On a CPU each hop is computed alone: a batch is slower there, as it leaves the caches.
     """
-    groups: dict[tuple[int, bool, bool, int], list[int]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     alone = model.device.type == "cpu"
     for index, hop in enumerate(hops):
-        held = 0 if hop.state is None else OVERLAP
-        groups[held + hop.mel.size(0), held > 0, hop.seed is None, index if alone else 0].append(index)
+        kind = hop.state is None, hop.final, hop.seed is None
+        groups[hop.mel.size(0), kind, index if alone else 0].append(index)
     results: dict[int, VocoderResult] = {}
     for members in groups.values():
-        results.update(zip(members, _vocode_even(model, [hops[index] for index in members]), strict=True))
+        even = [hops[index] for index in members]
+        made = _vocode_causal(model, even) if isinstance(model, CausalHiFTGenerator) else _vocode_even(model, even)
+        results.update(zip(members, made, strict=True))
     return [results[index] for index in range(len(hops))]
 
 
+def _vocode_causal(model: CausalHiFTGenerator, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
+    states = [hop.state for hop in hops if isinstance(hop.state, CausalVocoderState)]
+    past = Past([torch.stack(tails) for tails in zip(*(state.tails for state in states), strict=True)] or None)
+    mel, final = torch.stack([hop.mel for hop in hops]), hops[0].final
+    f0 = model.pitch(mel, past, final=final)
+    firsts = [state.pitched for state in states] or [0] * len(hops)
+    phase = torch.zeros(len(hops), model.config.source.harmonics + 1, 1, dtype=torch.float64, device=f0.device)
+    seeds = [hop.seed for hop in hops if hop.seed is not None]
+    noise = _harmonic_noise(model, f0, seeds, firsts) if seeds else None
+    source, phase = model.m_source.follow(f0, noise, past.recall(phase))
+    past.kept.append(phase)
+    audio = model.decode(mel, source, past, final=final)
+    if final:
+        return [VocoderResult(audio[row], None) for row in range(len(hops))]
+    results = []
+    for row, first in enumerate(firsts):
+        tails = tuple(tail[row].clone() for tail in past.kept)
+        results.append(VocoderResult(audio[row], CausalVocoderState(tails, first + f0.size(1))))
+    return results
+
+
+def _harmonic_noise(model: CausalHiFTGenerator, f0: Tensor, seeds: Sequence[int], firsts: Sequence[int]) -> Tensor:
+    """One number from 0 to 1 for each harmonic and sample of each row (rows, harmonics + 1, samples)."""
+    samples, harmonics = f0.size(1) * model.config.source.frame, model.config.source.harmonics + 1
+    keys = torch.tensor([as_int64(seed) for seed in seeds], device=f0.device)[:, None, None]
+    starts = torch.tensor(firsts, device=f0.device)[:, None, None] * model.config.source.frame
+    numbers = starts + torch.arange(samples, device=f0.device)
+    return uniform(keys, numbers * harmonics + torch.arange(harmonics, device=f0.device)[:, None], Stream.VOCODER_NOISE)
+
+
 def _vocode_even(model: HiFTGenerator, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
-    states = [hop.state for hop in hops if hop.state is not None]
+    states = [hop.overlap for hop in hops if hop.overlap is not None]
     mel = torch.stack([hop.mel for hop in hops])
     if states:
         mel = torch.cat([torch.stack([state.mel for state in states]), mel], dim=1)
@@ -107,7 +162,7 @@ def _vocode_even(model: HiFTGenerator, hops: Sequence[VocoderHop]) -> list[Vocod
 
 
 def _first(hop: VocoderHop) -> int:
-    return 0 if hop.state is None else hop.state.first
+    return 0 if hop.overlap is None else hop.overlap.first
 
 
 def _excite(

@@ -1,7 +1,8 @@
-"""CosyVoice2's language model: text tokens in, speech tokens out (Du et al. 2024, arXiv:2412.10117).
+"""CosyVoice's language model: text tokens in, speech tokens out (Du et al., arXiv:2412.10117 and arXiv:2505.17589).
 
-Follows upstream's `cosyvoice/llm/llm.py: Qwen2LM`. A sequence is `[sos, prompt text + text, task id, prompt speech,
-speech]`; the head predicts the next speech token or one of the stop tokens.
+Follows upstream's `cosyvoice/llm/llm.py`: `Qwen2LM` of CosyVoice2 and `CosyVoice3LM`. A sequence is `[sos, prompt text
++ text, task id, prompt speech, speech]`; the head predicts the next speech token or one of the stop tokens. The two
+differ in where these ids are embedded, which `Vocabulary` says.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from lighttts.errors import ModelError
 from lighttts.models.directory import QWEN_CONFIG, ModelDirectory
 from lighttts.models.qwen2 import CausalAttend, Qwen2, Qwen2Config, Rotation, initialise, rotary_table
 from lighttts.models.sampling import Sampling
-from lighttts.models.section import Section
 from lighttts.models.weights import load_into
 
 MIN_SPEECH_PER_TEXT = 2
@@ -25,41 +25,39 @@ MIN_SPEECH_PER_TEXT = 2
 MAX_SPEECH_PER_TEXT = 20
 """Speech tokens a text token at which generation ends, as in upstream's inference."""
 
-_TASK_TOKENS = 2
-_STOP_TOKENS = 3
 _UNUSED_WEIGHTS = frozenset({"llm.model.lm_head.weight"})
 """Published with the Qwen2 model, but nothing predicts text tokens."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The ids of everything a sequence is made of, in one numbering: text, then task tokens, then speech.
+    """The ids of everything a sequence is made of, in one numbering: text, then task tokens, then speech and stops.
 
-    Speech ids proper are those of the speech tokenizer, 0..speech-1; the head gives them and the `stops` after them.
+    Each of these ranges is embedded by a table of its own. Speech ids proper are those of the speech tokenizer,
+    0..speech-1; the head gives them and the `stops` after them.
     """
 
     text: int
     """Number of text tokens."""
     task: int
-    """Number of task tokens with an embedding of their own."""
+    """Number of task tokens with a table of their own; 0 where they are among the stops."""
     speech: int
     """Number of speech tokens proper."""
     stops: int
-    """Number of ids after them that end a sequence; the first is the end of speech."""
+    """Number of ids after them, each of which ends a sequence if the head gives it."""
     sos: int
     """Sequence id of the start."""
     task_id: int
     """Sequence id between text and speech."""
+    end_of_speech: int
+    """The id of the head that is excluded until the minimum length is reached."""
+    fill: int
+    """The id of the head that asks for more text."""
 
     @property
     def speech_offset(self) -> int:
         """Sequence id of speech token 0."""
         return self.text + self.task
-
-    @property
-    def end_of_speech(self) -> int:
-        """The id of the head that is excluded until the minimum length is reached."""
-        return self.speech
 
     def sequence(self, text: npt.ArrayLike, speech: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Sequence ids of `[sos, text, task id, speech]` for text token ids and speech token ids."""
@@ -70,7 +68,9 @@ class Vocabulary:
 class SpeechLM(nn.Module):
     """A Qwen2 body with embeddings for task and speech tokens and a head over speech and stop tokens."""
 
-    def __init__(self, config: Qwen2Config, vocabulary: Vocabulary, sampling: Sampling) -> None:
+    def __init__(
+        self, config: Qwen2Config, vocabulary: Vocabulary, sampling: Sampling, *, head_bias: bool = True
+    ) -> None:
         super().__init__()
         self.config = config
         self.vocabulary = vocabulary
@@ -78,9 +78,10 @@ class SpeechLM(nn.Module):
         speech = vocabulary.speech + vocabulary.stops
         # The nesting gives the published names, llm.model.model.*: a wrapper around Qwen2ForCausalLM around Qwen2.
         self.llm = nn.ModuleDict({"model": nn.ModuleDict({"model": Qwen2(config)})})
-        self.llm_embedding = nn.Embedding(vocabulary.task, config.width)
+        if vocabulary.task:
+            self.llm_embedding = nn.Embedding(vocabulary.task, config.width)
         self.speech_embedding = nn.Embedding(speech, config.width)
-        self.llm_decoder = nn.Linear(config.width, speech)
+        self.llm_decoder = nn.Linear(config.width, speech, bias=head_bias)
         initialise(self, config.init_std)
 
     @property
@@ -101,12 +102,17 @@ class SpeechLM(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [..., width] of sequence ids [...]."""
-        text, task = self.vocabulary.text, self.vocabulary.speech_offset
-        as_text = self.body.embed_tokens(ids.clamp(max=text - 1))
-        as_task = self.llm_embedding((ids - text).clamp(0, self.vocabulary.task - 1))
-        as_speech = self.speech_embedding((ids - task).clamp(min=0))
+        text, task, offset = self.vocabulary.text, self.vocabulary.task, self.vocabulary.speech_offset
         chosen = ids.unsqueeze(-1)
-        return torch.where(chosen < text, as_text, torch.where(chosen < task, as_task, as_speech))
+        embedded: Tensor = self.speech_embedding((ids - offset).clamp(min=0))
+        if task:
+            embedded = torch.where(chosen < offset, self.llm_embedding((ids - text).clamp(0, task - 1)), embedded)
+        return torch.where(chosen < text, self.body.embed_tokens(ids.clamp(max=text - 1)), embedded)
+
+    def input_table(self) -> Tensor:
+        """Embeddings [task + speech + stops, width] of the sequence ids after those of text."""
+        speech = self.speech_embedding.weight
+        return torch.cat([self.llm_embedding.weight, speech]) if self.vocabulary.task else speech
 
     def rotary_table(self, length: int) -> Tensor:
         """See `lighttts.models.qwen2.rotary_table`, on the model's device and in its dtype."""
@@ -123,19 +129,34 @@ class SpeechLM(nn.Module):
         return logits
 
 
-def _cosyvoice2_vocabulary(config: Qwen2Config, llm: Section) -> Vocabulary:
+def _cosyvoice2_vocabulary(text: int, speech: int) -> Vocabulary:
     return Vocabulary(
-        text=config.vocabulary,
-        task=_TASK_TOKENS,
-        speech=llm.integer("speech_token_size"),
-        stops=_STOP_TOKENS,
-        sos=config.vocabulary,
-        task_id=config.vocabulary + 1,
+        text=text,
+        task=2,
+        speech=speech,
+        stops=3,
+        sos=text,
+        task_id=text + 1,
+        end_of_speech=speech,
+        fill=speech + 2,
     )
 
 
-_VOCABULARIES = {"Qwen2LM": _cosyvoice2_vocabulary}
-"""What the class named by the yaml's `llm` numbers its sequences by."""
+def _cosyvoice3_vocabulary(text: int, speech: int) -> Vocabulary:
+    return Vocabulary(
+        text=text,
+        task=0,
+        speech=speech,
+        stops=200,
+        sos=text + speech,
+        task_id=text + speech + 2,
+        end_of_speech=speech + 1,
+        fill=speech + 3,
+    )
+
+
+_VOCABULARIES = {"Qwen2LM": _cosyvoice2_vocabulary, "CosyVoice3LM": _cosyvoice3_vocabulary}
+"""What the class named by the yaml's `llm` numbers its sequences by, given the numbers of text and speech tokens."""
 
 
 def build_llm(directory: ModelDirectory) -> SpeechLM:
@@ -151,7 +172,9 @@ def build_llm(directory: ModelDirectory) -> SpeechLM:
                 f"{llm.name}: llm.{key} is {llm.integer(key)} but {QWEN_CONFIG} has a hidden_size of {config.width}; "
                 "the two files are not of one model."
             )
-    return SpeechLM(config, _VOCABULARIES[llm.class_name](config, llm), Sampling.read(llm.section("sampling")))
+    vocabulary = _VOCABULARIES[llm.class_name](config.vocabulary, llm.integer("speech_token_size"))
+    sampling = Sampling.read(llm.section("sampling"))
+    return SpeechLM(config, vocabulary, sampling, head_bias=llm.class_name == "Qwen2LM")
 
 
 def load_llm(

@@ -1,8 +1,8 @@
 """Excitation of the vocoder: harmonics of a pitch contour, with noise where the voice has none.
 
 Neural source-filter model of Wang et al., arXiv:1904.12088, as CosyVoice's `SineGen2` computes it at 24 kHz: the phase
-is summed per mel frame and interpolated linearly between the frames' centres. Upstream adds a random phase to each
-harmonic's first sample only, where that interpolation never looks, so published weights know coherent harmonics and no
+is summed per mel frame and, for CosyVoice2, interpolated linearly between the frames' centres. Upstream adds a random
+phase to each harmonic's first sample only, where neither looks, so published weights know coherent harmonics and no
 phase is drawn here.
 """
 
@@ -97,4 +97,36 @@ class HarmonicSource(nn.Module):
         if noise is not None:
             spread = voiced * config.noise + (1 - voiced) * (config.amplitude / 3)
             merged = merged + noise.to(weight.dtype) * spread * weight.norm()
+        return torch.tanh(merged + self.l_linear.bias)
+
+
+class SteppedSource(HarmonicSource):
+    """CosyVoice3's excitation, which never looks ahead: the phase is that of the frame's end, for the whole frame.
+
+    `noise` is one number from 0 to 1 for each harmonic and sample (rows, harmonics + 1, samples), or None for silence.
+    Upstream draws such uniform numbers too, once for all requests when it starts.
+    """
+
+    def forward(self, f0: Tensor, noise: Tensor | None) -> Tensor:
+        phase = torch.cumsum(self.rates(f0), dim=-1) * 2 * torch.pi * self.config.frame
+        return self.merge(f0, phase.sin(), noise)
+
+    def follow(self, f0: Tensor, noise: Tensor | None, phase: Tensor) -> tuple[Tensor, Tensor]:
+        """The excitation of frames before which the phase is `phase`, and the phase after them.
+
+        Phases are float64 (rows, harmonics + 1, 1), in cycles; they are summed in float64.
+        """
+        cycles = (phase + torch.cumsum(self.rates(f0).double() * self.config.frame, dim=-1)) % 1
+        return self.merge(f0, torch.sin(cycles.float() * (2 * torch.pi)), noise), cycles[..., -1:]
+
+    def merge(self, f0: Tensor, sines: Tensor, noise: Tensor | None) -> Tensor:
+        """As `HarmonicSource.merge`, with `sines` (rows, harmonics + 1, frames)."""
+        config, weight = self.config, self.l_linear.weight[0]
+        voiced = (f0.detach() > config.voiced_above).to(weight.dtype)
+        merged = torch.einsum("h,bhf->bf", weight * config.amplitude, sines.to(weight.dtype)) * voiced
+        merged = merged.repeat_interleave(config.frame, dim=1)
+        if noise is not None:
+            spread = voiced * config.noise + (1 - voiced) * (config.amplitude / 3)
+            mixed = torch.einsum("h,bhs->bs", weight, noise.to(weight.dtype))
+            merged = merged + mixed * spread.repeat_interleave(config.frame, dim=1)
         return torch.tanh(merged + self.l_linear.bias)

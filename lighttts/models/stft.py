@@ -38,11 +38,22 @@ class FourierFrames(nn.Module):
     def analyse(self, signal: Tensor) -> Tensor:
         """Signal (rows, samples), more than size / 2 samples -> spectra (rows, size + 2, samples / hop + 1)."""
         half = self.size // 2
-        return F.conv1d(F.pad(signal[:, None], (half, half), mode="reflect"), self.analysis, stride=self.hop)
+        return self.inside(F.pad(signal[:, None], (half, half), mode="reflect"))
+
+    def inside(self, signal: Tensor) -> Tensor:
+        """Spectra (rows, size + 2, (samples - size) / hop + 1) of the frames in `signal` (rows, 1, samples)."""
+        return F.conv1d(signal, self.analysis, stride=self.hop)
 
     def synthesise(self, spectra: Tensor) -> Tensor:
         """Spectra (rows, size + 2, frames) -> signal (rows, (frames - 1) x hop)."""
         half = self.size // 2
-        added = F.conv_transpose1d(spectra, self.synthesis, stride=self.hop)[:, 0, half:-half]
+        return self.overlapped(spectra, half, half)
+
+    def overlapped(self, spectra: Tensor, skip: int, cut: int) -> Tensor:
+        """The signal (rows, samples) under the frames of `spectra`, without `skip` samples before and `cut` behind.
+
+        Where frames before or behind these are missing, it is not that of the whole.
+        """
+        added = F.conv_transpose1d(spectra, self.synthesis, stride=self.hop)[:, 0, skip:-cut]
         windows = F.conv_transpose1d(torch.ones_like(spectra[:1, :1]), self.energy, stride=self.hop)
-        return added / windows[:, 0, half:-half]
+        return added / windows[:, 0, skip:-cut]

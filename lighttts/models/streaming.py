@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 TAIL = 2
-"""Frames a causal convolution needs of the past: every streamed convolution here has three taps (or five over a signal
-that repeats each frame twice)."""
+"""Frames that most causal convolutions need of the past: they have three taps (or five over a signal that repeats each
+frame twice)."""
 
 
 def chunk_mask(past: Tensor, new: Tensor, past_width: int, new_width: int, chunk: int | None) -> Tensor:
@@ -44,29 +44,37 @@ def chunk_mask(past: Tensor, new: Tensor, past_width: int, new_width: int, chunk
 class Window:
     """A padded batch run from its first frame to its last, without state.
 
-    `mask`: bool, broadcastable to (rows, heads, new, new), True where a query may look; None hides nothing.
+    `mask`: bool, broadcastable to (rows, heads, new, new), True where a query may look; None hides nothing. `tail`:
+    frames that the convolutions of the stack need of the past.
     """
 
     past = 0
 
-    def __init__(self, mask: Tensor | None) -> None:
+    def __init__(self, mask: Tensor | None, tail: int = TAIL) -> None:
         self.mask = mask
+        self.tail = tail
+
+    def positions(self, new: int, device: torch.device) -> Tensor:
+        """Where the new frames lie in their sequences, int64 (rows or 1, new)."""
+        return torch.arange(new, device=device)[None]
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all columns of attention `layer`, given those of the new frames (rows, new, width)."""
         return keys, values
 
     def lead(self, first: int, x: Tensor) -> Tensor:
-        """`x` (rows, new, channels) with the `TAIL` frames before it; `first` is where the convolution's tails lie."""
-        return F.pad(x, (0, 0, TAIL, 0))
+        """`x` (rows, new, channels) with the `tail` frames before it; `first` is where the convolution's tails lie."""
+        return F.pad(x, (0, 0, self.tail, 0))
 
     @classmethod
-    def whole(cls, lengths: Tensor | None, width: int, chunk: int | None, device: torch.device) -> Window:
+    def whole(
+        cls, lengths: Tensor | None, width: int, chunk: int | None, device: torch.device, tail: int = TAIL
+    ) -> Window:
         """The window of a batch padded to `width` frames; `lengths` int64 (rows,), None where nothing is padded."""
         if lengths is None and chunk is None:
-            return cls(None)
+            return cls(None, tail)
         new = torch.full((1,), width, device=device) if lengths is None else lengths
-        return cls(chunk_mask(torch.zeros_like(new), new, 0, width, chunk))
+        return cls(chunk_mask(torch.zeros_like(new), new, 0, width, chunk), tail)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -80,13 +88,19 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(shifted, weight.transpose(1, 2).flatten(1), bias)
 
 
-class CausalConv1d(nn.Module):
-    """Convolution over (rows, frames, channels) that sees a frame and the `TAIL` frames before it.
-
-    Parameters have `nn.Conv1d`'s names and shapes. `first` is set by `number_layers`.
-    """
+class StreamedConvolution(nn.Module):
+    """Base of causal convolutions, which a window leads by `tail` frames. `first` is set by `number_layers`."""
 
     first: int
+    in_channels: int
+    tail = TAIL
+
+
+class CausalConv1d(StreamedConvolution):
+    """Convolution over (rows, frames, channels) that sees a frame and the `TAIL` frames before it.
+
+    Parameters have `nn.Conv1d`'s names and shapes.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, taps: int = TAIL + 1) -> None:
         super().__init__()
@@ -118,7 +132,8 @@ class StackShape:
     """What one frame, and one request, of a stack of causal layers leaves behind.
 
     `passes` times is the stack run over the same frames (solver steps), each time in `rows` versions (guidance halves).
-    It has `layers` attention layers of `width` features and convolutions of `channels` input channels altogether.
+    It has `layers` attention layers of `width` features and convolutions of `channels` input channels altogether, which
+    need `tail` frames of the past.
     """
 
     passes: int
@@ -126,27 +141,30 @@ class StackShape:
     layers: int
     width: int
     channels: int
+    tail: int
 
 
 def number_layers(*parts: nn.Module, passes: int = 1, rows: int = 1) -> StackShape:
     """Give each streamed layer in the `parts` of one stack its place in the state, and return the state's shape."""
     layers = channels = width = 0
+    tail = TAIL
     for module in (module for part in parts for module in part.modules()):
-        if isinstance(module, CausalConv1d):
-            module.first = channels
+        if isinstance(module, StreamedConvolution):
+            assert channels == 0 or module.tail == tail, "the convolutions of a stack share a window's tail"
+            module.first, tail = channels, module.tail
             channels += module.in_channels
         elif isinstance(module, StreamedAttention):
             module.layer = layers
             layers += 1
             width = module.width
-    return StackShape(passes, rows, layers, width, channels)
+    return StackShape(passes, rows, layers, width, channels, tail)
 
 
 @dataclass(frozen=True)
 class StreamState:
     """What a stack keeps of the finished frames of one request. Immutable, so it may be shared.
 
-    `length`: finished frames. `tails`: (passes, rows, TAIL, channels). `chunks`: keys and values of each hop, oldest
+    `length`: finished frames. `tails`: (passes, rows, tail, channels). `chunks`: keys and values of each hop, oldest
     first, each (passes, layers, 2, rows, frames, width). Memory: `length` x passes x layers x 2 x rows x width numbers,
     and the tails.
     """
@@ -158,7 +176,7 @@ class StreamState:
     @classmethod
     def start(cls, shape: StackShape, device: torch.device, dtype: torch.dtype) -> StreamState:
         """The state before the first frame: zeros stand in front of it, as in a padded convolution."""
-        return cls(0, torch.zeros(shape.passes, shape.rows, TAIL, shape.channels, device=device, dtype=dtype))
+        return cls(0, torch.zeros(shape.passes, shape.rows, shape.tail, shape.channels, device=device, dtype=dtype))
 
     @property
     def bytes(self) -> int:
@@ -168,18 +186,24 @@ class StreamState:
 class StreamWindow(Window):
     """One pass over the new frames of several requests, each with its past in front.
 
-    `cache`: (layers, 2, rows, past + new, width), the past filled in; `tails`: (rows, TAIL, channels); `ends`: int64
-    (rows, TAIL, 1), where the last frames of each row lie in its led input. What the layers leave is in `cache` and
-    `new_tails`.
+    `cache`: (layers, 2, rows, past + new, width), the past filled in; `tails`: (rows, tail, channels); `ends`: int64
+    (rows, tail, 1), where the last frames of each row lie in its led input; `starts`: int64 (rows, 1), the frames
+    before each row's new ones. What the layers leave is in `cache` and `new_tails`.
     """
 
-    def __init__(self, mask: Tensor | None, past: int, cache: Tensor, tails: Tensor, ends: Tensor) -> None:
-        super().__init__(mask)
+    def __init__(
+        self, mask: Tensor | None, past: int, cache: Tensor, tails: Tensor, ends: Tensor, starts: Tensor
+    ) -> None:
+        super().__init__(mask, tails.size(1))
         self.past = past
+        self.starts = starts
         self.cache = cache
         self.tails = tails
         self.new_tails = torch.empty_like(tails)
         self.ends = ends
+
+    def positions(self, new: int, device: torch.device) -> Tensor:
+        return self.starts + torch.arange(new, device=device)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         both = self.cache[layer]
@@ -223,7 +247,8 @@ class StreamBatch:
         if not self.even or (chunk is not None and self.new > chunk):
             past = torch.tensor([state.length for state in states], device=device)
             self.mask = chunk_mask(past, new, self.past, self.new, chunk).repeat(shape.rows, 1, 1, 1)
-        self.ends = (new[:, None] + torch.arange(TAIL, device=device)).repeat(shape.rows, 1)[..., None]
+        self.ends = (new[:, None] + torch.arange(shape.tail, device=device)).repeat(shape.rows, 1)[..., None]
+        self.starts = torch.tensor([[state.length] for state in states], device=device).repeat(shape.rows, 1)
         self.new_tails = torch.empty_like(self.tails)
         self.kept = [
             self.tails.new_empty(shape.passes, shape.layers, 2, shape.rows, length, shape.width) if keep else None
@@ -241,7 +266,7 @@ class StreamBatch:
                 end = column + chunk.size(-2)
                 cache[:, :, :, index, column:end] = chunk[step]
                 column = end
-        return StreamWindow(self.mask, self.past, cache.flatten(2, 3), self.tails[step], self.ends)
+        return StreamWindow(self.mask, self.past, cache.flatten(2, 3), self.tails[step], self.ends, self.starts)
 
     def keep(self, step: int, window: StreamWindow) -> None:
         self.new_tails[step] = window.new_tails
@@ -252,7 +277,7 @@ class StreamBatch:
 
     def advanced(self) -> list[StreamState | None]:
         """The state of each request after its frames; None where nothing follows."""
-        tails = self.new_tails.view(self.shape.passes, self.shape.rows, len(self.states), TAIL, self.shape.channels)
+        tails = self.new_tails.view(self.shape.passes, self.shape.rows, len(self.states), *self.new_tails.shape[2:])
         return [
             None if kept is None else StreamState(state.length + length, tails[:, :, i].clone(), (*state.chunks, kept))
             for i, (state, kept, length) in enumerate(zip(self.states, self.kept, self.lengths, strict=True))

@@ -13,7 +13,7 @@ from lighttts import logs
 from lighttts.errors import ConfigError, MissingDependency, ModelError
 from lighttts.models.cfm import GUIDANCE_HALVES
 from lighttts.models.directory import ModelDirectory
-from lighttts.models.flow import CausalMaskedDiffWithXvec
+from lighttts.models.flow import CausalMaskedDiffWithXvec, Flow
 from lighttts.models.weights import fingerprint
 from lighttts.tensorrt.builder import Profile, Span, build_plan
 from lighttts.tensorrt.cache import EngineCache, EngineKey, default_folder
@@ -106,21 +106,27 @@ class Backend:
         return TensorRTSession(self.library, plan, self.device)
 
 
-def use_tensorrt(
-    flow: CausalMaskedDiffWithXvec, directory: ModelDirectory, folder: Path | None, hops: int = HOPS
-) -> CachedVelocity | None:
+def exportable(flow: Flow) -> CausalMaskedDiffWithXvec:
+    """`flow`, whose estimator can be exported. Raises `ConfigError` for CosyVoice3's, which cannot."""
+    if not isinstance(flow, CausalMaskedDiffWithXvec):
+        raise ConfigError("TensorRT runs CosyVoice2's estimator only, and model.directory holds a CosyVoice3")
+    return flow
+
+
+def use_tensorrt(flow: Flow, directory: ModelDirectory, folder: Path | None, hops: int = HOPS) -> CachedVelocity | None:
     """Have `flow`, of `directory` and on its GPU, solve with TensorRT; engines not in `folder` are built first.
 
     `folder`: None for `default_folder`; `hops`: most in one call. The answer is what a `TensorRTFlowBatch` takes.
-    Where TensorRT or a GPU is missing, it is None, the flow stays as it is, and one warning says why, what to install,
-    and that the default engine is used. Raises `ModelError` if an engine cannot be built, `ConfigError` if it cannot be
-    kept.
+    Where TensorRT or a GPU is missing, or the flow is none for it, it is None, the flow stays as it is, and one
+    warning says why, what to install, and that the default engine is used. Raises `ModelError` if an engine cannot be
+    built, `ConfigError` if it cannot be kept.
     """
     try:
+        unet = exportable(flow)
         backend = Backend.open(flow.device, folder or default_folder())
     except (MissingDependency, ConfigError) as error:
         _log.warning("decode.engine is tensorrt, but the default engine is used", why=error.text)
         return None
-    cached = backend.cached(directory, flow, hops)
-    flow.decoder = TensorRTSolver(flow.decoder, cached, backend.published(directory))
+    cached = backend.cached(directory, unet, hops)
+    unet.decoder = TensorRTSolver(unet.decoder, cached, backend.published(directory))
     return cached

@@ -17,7 +17,7 @@ from lighttts.config import Config, load_config
 from lighttts.errors import LightTTSError
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import load_flow
-from lighttts.tensorrt.backend import Backend
+from lighttts.tensorrt.backend import Backend, exportable
 from lighttts.tensorrt.cache import default_folder
 from lighttts.workers.model import dtype_of, pick_device
 
@@ -45,7 +45,7 @@ def build(directory: ModelDirectory, config: Config) -> None:
     """The engines of `directory` for this machine's GPU, in the configured folder. Raises as `Backend` does."""
     device = pick_device(config.model.device)
     backend = Backend.open(device, config.decode.engine_cache or default_folder())
-    flow = load_flow(directory, device, dtype_of(config.model.dtype))
+    flow = exportable(load_flow(directory, device, dtype_of(config.model.dtype)))
     backend.cached(directory, flow)
     backend.published(directory)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from lighttts.engine.flow_batch import FlowBatch, FlowTask
 from lighttts.engine.flow_pages import SCRATCH, START, PagePool
 from lighttts.models.cfm import GUIDANCE_HALVES
-from lighttts.models.flow import CausalMaskedDiffWithXvec
+from lighttts.models.flow import Flow
 from lighttts.tensorrt.velocity import CachedVelocity
 
 PAST_PAGES = 128
@@ -29,7 +29,7 @@ class TensorRTFlowBatch(FlowBatch):
     A page gets its chunk's tails only if the chunk is the last of its task: no request may go on from another.
     """
 
-    def __init__(self, flow: CausalMaskedDiffWithXvec, pool: PagePool, slots: int, velocity: CachedVelocity) -> None:
+    def __init__(self, flow: Flow, pool: PagePool, slots: int, velocity: CachedVelocity) -> None:
         super().__init__(flow, pool, slots)
         self._velocity = velocity
 

@@ -6,18 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from lighttts.models.cfm import GUIDANCE_HALVES, CausalConditionalCFM
+from lighttts.models.estimator import CausalConditionalDecoder
 from lighttts.models.streaming import StreamBatch
 from lighttts.tensorrt.velocity import CachedVelocity, WholeVelocity
 
 
-class TensorRTSolver(CausalConditionalCFM):
+class TensorRTSolver(CausalConditionalCFM[CausalConditionalDecoder]):
     """Solves what an engine has been built for with it, and everything else with the estimator in torch.
 
     `cached` takes what is masked by chunks, in hops or in one pass. `whole` takes whole sequences without that mask,
     which is how requests at another speed are synthesised.
     """
 
-    def __init__(self, decoder: CausalConditionalCFM, cached: CachedVelocity, whole: WholeVelocity | None) -> None:
+    def __init__(
+        self,
+        decoder: CausalConditionalCFM[CausalConditionalDecoder],
+        cached: CachedVelocity,
+        whole: WholeVelocity | None,
+    ) -> None:
         """Parameters and tables are shared with `decoder`, not copied."""
         # The parent's constructor would draw weights and noise that `decoder` has.
         nn.Module.__init__(self)

@@ -30,6 +30,7 @@ from lighttts.transport.schema import (
     U63,
     Array,
     Blob,
+    Bool,
     Buffer,
     Codec,
     Flag,
@@ -55,12 +56,16 @@ MAX_FRAME_BYTES = 64 << 20
 MAX_TEXT = 512 * 1024
 MAX_AUDIO_FILE = 16 << 20
 MAX_SENTENCES = 4096
+MAX_PIECE = 4096
+TEXT_WINDOW = 16_384
 MAX_TEXT_IDS = 200_000
 MAX_PROMPT_TOKENS = 1500
 MAX_FRAME_TOKENS = 16_384
 MAX_FRAME_MEL = 32_768
 MAX_FRAME_SAMPLES = 16 << 20
 MAX_VOICES = 4096
+MAX_REGISTERED = 1000
+MAX_VOICE_KEYS = 64
 MAX_WORKERS = 4096
 MAX_STYLES = 64
 MAX_ARRAY = 4096
@@ -71,13 +76,29 @@ OUTPUTS = ("audio", "mel", "tokens")
 DECODED = ("audio", "mel")
 SAMPLE_TYPES = ("f32", "s16")
 STAGES = ("encode", "llm", "decode")
+VOICE_ACTIONS = ("show", "export", "rename", "remove", "list")
+METHODS = ("sentences", "interleaved")
+
+
+class Since(NamedTuple):
+    """Marks a field that came with protocol `version`; in an older message it has the class' default."""
+
+    version: int
+
 
 RequestId = Annotated[str, Text(64, low=1)]
 OptionalRequestId = Annotated[str, Text(64)]
 Name = Annotated[str, Text(128)]
+VoiceName = Annotated[str, Text(128, low=1)]
+Owner = Text(128)
+OWNERS_SINCE = 3
+"""The version that registered voices, and so their owners, came with."""
+Digest = Annotated[str, Text(64, low=1)]
 Sentence = Annotated[str, Text(MAX_TEXT)]
 Line = Annotated[str, Text(4096)]
 Instruction = Text(4096)
+Method = Annotated[str, OneOf(("", *METHODS)), Since(3)]
+AnyMethod = Annotated[str, OneOf(("", "auto", *METHODS)), Since(3)]
 Seed = U63
 Epoch = U63
 Output = Annotated[str, OneOf(OUTPUTS)]
@@ -98,12 +119,6 @@ Speed = Annotated[float, Float(0.5, 2.0)]
 Seconds = Annotated[float, Float(0.0, 1e9)]
 
 REGISTRY: dict[int, type[Message]] = {}
-
-
-class Since(NamedTuple):
-    """Marks a field that came with protocol `version`; in an older message it has the class' default."""
-
-    version: int
 
 
 class Later(NamedTuple):
@@ -190,11 +205,13 @@ class Hello(Message):
 class Synth(Message):
     """Asks for speech; answered by `Accepted`, frames and `End`, or by `Error`.
 
-    Exactly one of `voice` (a preset voice's name) and `prompt` (an audio file) is given. With a prompt, a `prompt_text`
-    makes it zero-shot, an empty one cross-lingual. `instruct` says how to speak, in words ("in a whisper"); it takes
-    the place of `prompt_text`. `style` chooses among the model's language models; empty is the default. Speech at
-    another `speed` than 1 does not stream: each sentence comes as one frame. `deadline_ms` counts from receipt, 0 means
-    the broker's default. `credit` is the number of frames the client is ready to receive at once.
+    Exactly one of `voice` (the name of a preset or registered voice) and `prompt` (an audio file) is given. With a
+    prompt, a `prompt_text` makes it zero-shot, an empty one cross-lingual. `instruct` says how to speak, in words ("in
+    a whisper"); it takes the place of `prompt_text`. Speech at another `speed` than 1 does not stream: each sentence
+    comes as one frame. `deadline_ms` counts from receipt, 0 means the broker's default. `credit` is the number of
+    frames the client is ready to receive at once. `owner`: see `AddVoice`. `style` chooses among the model's language
+    models; empty is the default. `pieces` is empty for a whole text; else `text` is, and follows in `Piece`s: spoken
+    sentence by sentence (`sentences`), word by word (`interleaved`), or as the model does best (`auto`).
     """
 
     request_id: RequestId
@@ -209,7 +226,9 @@ class Synth(Message):
     credit: U32
     prompt: AudioFile
     instruct: Annotated[str, Instruction, Since(3)] = ""
+    owner: Annotated[str, Owner, Since(3)] = ""
     style: Annotated[str, Text(128), Since(3)] = ""
+    pieces: AnyMethod = ""
 
 
 @_message(0x12)
@@ -240,9 +259,10 @@ class EndAck(Message):
 @_message(0x15)
 @dataclass(frozen=True, slots=True, eq=False)
 class ListVoices(Message):
-    """Answered by `Voices` with the same `query_id`."""
+    """Answered by `Voices` with the same `query_id`. `owner`: see `AddVoice`."""
 
     query_id: U63
+    owner: Annotated[str, Owner, Since(3)] = ""
 
 
 @_message(0x16)
@@ -282,10 +302,73 @@ class Convert(Message):
     credit: U32
     prompt: AudioFile
     source: AudioFile
+    owner: Annotated[str, Owner] = ""
+
+
+@_message(0x19, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece(Message):
+    """More text of a `Synth` in pieces, cut anywhere. `seq` counts `Piece`, `Flush` and `Finish` together, from 0."""
+
+    request_id: RequestId
+    seq: U32
+    text: Annotated[str, Text(MAX_PIECE)]
+
+
+@_message(0x1A, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class Flush(Message):
+    """What has come of the text is to be spoken to its end now; more may follow, as a sentence of its own."""
+
+    request_id: RequestId
+    seq: U32
+
+
+@_message(0x1B, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class Finish(Message):
+    """There is no more text: as `Flush`, and `End` follows when all is spoken."""
+
+    request_id: RequestId
+    seq: U32
 
 
 SpeechRequest = Synth | Convert
 """What a client may ask for speech by."""
+
+
+@_message(0x1C, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class AddVoice(Message):
+    """Registers a voice: `prompt`, an audio file, and what is said in it, `prompt_text`, which may be empty. Answered
+    by `VoiceDone` or `VoiceFailed`. It belongs to the client's key; `shared`: all may use it. `replace`: in the place
+    of one of that name. A gateway says in `owner` whose it is of those it serves; where keys are used, only the keys
+    named in `broker.gateways` may."""
+
+    query_id: U63
+    owner: Annotated[str, Owner]
+    name: VoiceName
+    prompt_text: Line
+    shared: Flag
+    replace: Flag
+    prompt: AudioFile
+
+
+@_message(0x1D, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class VoiceAction(Message):
+    """Asks of a registered voice what `action` says. Answered by `VoiceDone` (by `VoiceList` for `list`, which needs no
+    `name`), or by `VoiceFailed`. `to`: the new name for `rename`, else empty. `owner`: see `AddVoice`."""
+
+    query_id: U63
+    owner: Annotated[str, Owner]
+    action: Annotated[str, OneOf(VOICE_ACTIONS)]
+    name: Name
+    to: Name
+
+
+VoiceQuestion = ListVoices | AddVoice | VoiceAction
+"""What a client may ask about voices."""
 
 
 # ---- broker -> client ------------------------------------------------------------------------------------------------
@@ -340,7 +423,7 @@ class Error(Message):
 @_message(0x24)
 @dataclass(frozen=True, slots=True, eq=False)
 class Voices(Message):
-    """The preset voices that can be asked for now."""
+    """The voices that can be asked for now: first the preset ones, then those registered that the client may use."""
 
     query_id: U63
     sample_rate: U32
@@ -381,6 +464,65 @@ class Status(Message):
     workers: Annotated[tuple[WorkerStatus, ...], Many(_WORKER_STATUS, MAX_WORKERS)]
 
 
+class VoiceRow(NamedTuple):
+    """A registered voice: whose it is, when it was added (Unix time), its recording's bytes and their SHA-256."""
+
+    name: str
+    owner: str
+    shared: bool
+    created: float
+    size: int
+    digest: str
+
+
+_VOICE_ROW = Record(
+    (Text(128, low=1), Text(128), Bool(), Float(0, 1e12), Int(0, MAX_AUDIO_FILE), Text(64, low=1)), VoiceRow
+)
+
+
+@_message(0x27, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class VoiceDone(Message):
+    """What was asked of a registered voice is done: `voice` is what it is now, or was. `prompt`: its recording, for
+    `export` only."""
+
+    query_id: U63
+    voice: Annotated[VoiceRow, _VOICE_ROW]
+    prompt_text: Line
+    prompt: AudioFile
+
+
+@_message(0x28, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class VoiceList(Message):
+    """The registered voices that the client may use: its own, then those of others that are shared."""
+
+    query_id: U63
+    voices: Annotated[tuple[VoiceRow, ...], Many(_VOICE_ROW, MAX_REGISTERED)]
+
+
+@_message(0x29, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class VoiceFailed(Message):
+    """A question about voices has no other answer than a typed error, as in `Error`."""
+
+    query_id: U63
+    code: Name
+    text: Line
+    field: Name
+    retryable: Flag
+    retry_after_ms: U32
+
+
+@_message(0x26, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class Written(Message):
+    """Text in pieces has been spoken: `limit` bytes of it may be sent in all; 16384 before the first of these."""
+
+    request_id: RequestId
+    limit: U63
+
+
 # ---- stage results: worker -> broker (PUSH/PULL), relayed unchanged --------------------------------------------------
 
 
@@ -388,7 +530,8 @@ class Status(Message):
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens(Message):
     """Speech tokens of one sentence in order. `final` ends the sentence, `last` the request. llm worker -> broker ->
-    decode worker, or client when the output is tokens."""
+    decode worker, or client when the output is tokens. One without tokens that is not `final` says where a block of
+    text and speech is over, in text that comes in pieces."""
 
     request_id: RequestId
     attempt: U16
@@ -436,7 +579,9 @@ class Audio(Message):
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded(Message):
     """The encode stage's result. `text_ids` holds all sentences' ids end to end, `lengths` how many each has; a
-    conversion has none, but the speech tokens of its source, `source_tokens`, which are decoded as they are.
+    conversion has none, but the speech tokens of its source, `source_tokens`, which are decoded as they are. Text that
+    is to come in pieces has none yet, `pieces` says how it will be spoken; of `prompt_text_ids`, the first `lead` stand
+    before all blocks of text and speech.
     `voice_key` is a content hash of the voice features (prompt tokens (n,), prompt mel (2n, 80), embedding (192,))."""
 
     request_id: RequestId
@@ -451,6 +596,8 @@ class Encoded(Message):
     voice_mel: PromptMel
     voice_embedding: Embedding
     source_tokens: Annotated[IntArray, Array(("i4",), MAX_PROMPT_TOKENS), Since(3)] = field(default_factory=_no_tokens)
+    pieces: Method = ""
+    lead: Annotated[int, Int(0, MAX_TEXT_IDS), Since(3)] = 0
 
 
 @_message(0x34)
@@ -465,6 +612,22 @@ class StageFailed(Message):
     text: Line
     field: Name
     retryable: Flag
+
+
+@_message(0x35, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedText(Message):
+    """Answers `TextWork`: the ids of its sentences end to end, `lengths` how many each has. All are whole, but for the
+    last one where `whole` is false: of that one, only what nothing that follows can change. `used`: bytes of the text
+    that are done with: those of whole sentences, and what is not to be spoken."""
+
+    request_id: RequestId
+    attempt: U16
+    epoch: Epoch
+    lengths: Lengths
+    whole: Flag
+    used: U32
+    text_ids: TextIds
 
 
 # ---- worker -> broker control ----------------------------------------------------------------------------------------
@@ -552,6 +715,7 @@ class EncodeWork(Message):
     prompt_text: Sentence
     prompt: AudioFile
     instruct: Annotated[str, Instruction, Since(3)] = ""
+    pieces: AnyMethod = ""
 
 
 @_message(0x52)
@@ -560,7 +724,9 @@ class GenerateWork(Message):
     """One request for an llm worker; fields as in `Encoded`. Answered by `Tokens` frames or `StageFailed`.
 
     The worker begins with sentence number `sentence`, of which `done_tokens` are made already, and numbers its frames
-    from `seq` on: all zero and empty, unless it takes over from another worker.
+    from `seq` on: all zero and empty, unless it takes over from another worker. With `pieces` there is no text in it:
+    that follows in `MoreText`, from the beginning of that sentence on, and -1 in `done_tokens` says where a block was
+    over.
     """
 
     request_id: RequestId
@@ -573,6 +739,8 @@ class GenerateWork(Message):
     prompt_text_ids: TextIds
     llm_prompt_tokens: PromptTokens
     done_tokens: SpeechTokens
+    pieces: Method = ""
+    lead: Annotated[int, Int(0, MAX_TEXT_IDS), Since(3)] = 0
 
 
 @_message(0x53)
@@ -650,7 +818,56 @@ class ConvertWork(Message):
     source: AudioFile
 
 
-StageWork = EncodeWork | ConvertWork | GenerateWork | DecodeWork
+@_message(0x59, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class TextWork(Message):
+    """Text that came in pieces, for an encode worker: from the beginning of a sentence on, all there is so far. With
+    `flush` it ends there. Answered by `EncodedText` or `StageFailed`."""
+
+    request_id: RequestId
+    attempt: U16
+    pieces: Annotated[str, OneOf(METHODS)]
+    flush: Flag
+    text: Annotated[str, Text(TEXT_WINDOW)]
+
+
+@_message(0x5A, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class MoreText(Message):
+    """More ids of the text that a `GenerateWork` in `pieces` is to speak. `final` ends the sentence; `last`, which is
+    said of a sentence without ids, the request."""
+
+    request_id: RequestId
+    attempt: U16
+    sentence: U32
+    final: Flag
+    last: Flag
+    text_ids: TextIds
+
+
+@_message(0x5D, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckWork(Message):
+    """A voice that is to be registered, for an encode worker: whether its recording and text can be used. Answered by
+    `Encoded` without sentences, or `StageFailed`."""
+
+    request_id: RequestId
+    attempt: U16
+    prompt: AudioFile
+    prompt_text: Line
+
+
+@_message(0x5F, first=3)
+@dataclass(frozen=True, slots=True, eq=False)
+class Forget(Message):
+    """A voice was removed: an encode worker drops what it keeps of the recording with SHA-256 `digest`, a decode worker
+    what it keeps of voices with these `voice_keys`, as soon as no request needs it. Not answered."""
+
+    digest: Digest
+    voice_keys: Annotated[tuple[str, ...], Many(Text(128), MAX_VOICE_KEYS)]
+
+
+StageWork = EncodeWork | ConvertWork | CheckWork | TextWork | GenerateWork | DecodeWork
 """What a worker may be given of a request."""
 
 _TOKENS_ATTEMPT = [name for name, _ in Tokens.FIELDS].index("attempt")

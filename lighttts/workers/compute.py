@@ -60,7 +60,14 @@ class Speak:
     version: int
 
 
-Command = Accept | Drop | DropAll | Speak
+@dataclass(frozen=True, slots=True)
+class ForgetVoice:
+    """Keep nothing of a voice that was removed."""
+
+    message: wire.Forget
+
+
+Command = Accept | Drop | DropAll | Speak | ForgetVoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +240,8 @@ class Compute:
                 self._generations[seat] = generation
             case Speak(seat, version):
                 self._versions[seat] = version
+            case ForgetVoice(message):
+                self._stage.forget(message)
 
     def _accept(self, work: Work, message: wire.Message) -> None:
         try:

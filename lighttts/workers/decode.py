@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, cast
@@ -20,8 +21,8 @@ from lighttts.engine.flow_batch import FlowBatch
 from lighttts.engine.flow_pages import PagePool
 from lighttts.engine.vocoder import Vocoder
 from lighttts.models.directory import ModelDirectory
-from lighttts.models.flow import CausalMaskedDiffWithXvec, load_flow
-from lighttts.models.hift import load_hift
+from lighttts.models.flow import Flow, load_flow
+from lighttts.models.hift import HiFTGenerator, load_hift
 from lighttts.tensorrt.backend import use_tensorrt
 from lighttts.tensorrt.flow_batch import TensorRTFlowBatch
 from lighttts.transport import wire
@@ -42,6 +43,8 @@ PAGES_A_STREAM = 2
 """Pages for each stream: with fewer, most of the work would be computing again what was given up."""
 PREPARED_FRAMES = 400
 """Frames of requests, prompt included, for which everything is captured at the start."""
+DOOMED_S = 900.0
+"""Seconds after a voice's removal in which requests of it may still come: what they leave is dropped as well."""
 
 
 class DecodeStage(Stage):
@@ -52,10 +55,14 @@ class DecodeStage(Stage):
     feeds = wire.Tokens
     unit = "s of speech"
 
-    def __init__(self, engine: DecodeStreams, epoch: int, capacity: int) -> None:
+    def __init__(
+        self, engine: DecodeStreams, epoch: int, capacity: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__(epoch, capacity)
         self._engine = engine
         self._requests: dict[Work, Speech] = {}
+        self._doomed: dict[str, float] = {}
+        self._clock = clock
 
     @property
     def busy(self) -> bool:
@@ -79,6 +86,15 @@ class DecodeStage(Stage):
         speech = self._requests.pop(work, None)
         if speech and speech.stream:
             self._engine.close(speech.stream)
+        if speech:
+            self._let_go(speech.voice.key)
+
+    def forget(self, message: wire.Forget) -> None:
+        now = self._clock()
+        self._doomed = {key: until for key, until in self._doomed.items() if until > now}
+        for key in message.voice_keys:
+            self._doomed[key] = now + DOOMED_S
+            self._let_go(key)
 
     def begin(self) -> None:
         own_stream(self._engine.flow.device, high_priority=False)
@@ -98,6 +114,7 @@ class DecodeStage(Stage):
         results = speech.results(step, self.epoch)
         if results and results[-1].ends:
             del self._requests[work]
+            self._let_go(speech.voice.key)
         elif step.finished:
             try:
                 self._feed(speech)
@@ -105,6 +122,12 @@ class DecodeStage(Stage):
                 self.abort(work)
                 results.append(failed(work, self.epoch, typed(error, _NAME, work)))
         return results
+
+    def _let_go(self, key: str) -> None:
+        """Has the engine forget a voice that was removed, unless a request speaks with it."""
+        doomed = self._doomed.get(key, 0.0) > self._clock()
+        if doomed and all(speech.voice.key != key for speech in self._requests.values()):
+            self._engine.forget_voice(key)
 
     def _feed(self, speech: Speech) -> None:
         """Gives the engine the tokens of the sentence that is due, opening its stream with the first of them."""
@@ -124,14 +147,14 @@ def _engine(config: Config, directory: ModelDirectory, device: torch.device) -> 
     # The vocoder's weights stay in single precision, as upstream runs it: its phase does not survive less.
     hift = load_hift(directory, device)
     decode = config.decode
-    flow_batch: Callable[[CausalMaskedDiffWithXvec, PagePool, int], FlowBatch] = FlowBatch
+    flow_batch: Callable[[Flow, PagePool, int], FlowBatch] = FlowBatch
     if decode.engine == "tensorrt":
         velocity = use_tensorrt(flow, directory, decode.engine_cache)
         if velocity is not None:
             flow_batch = partial(TensorRTFlowBatch, velocity=velocity)
     if device.type != "cuda":
         return DecodeEngine(flow, hift, max_batch=decode.batch or 1, max_streams=decode.streams)
-    vocoder = Vocoder(hift, max_batch=GPU_HOPS)
+    vocode = Vocoder(hift, max_batch=GPU_HOPS).vocode if isinstance(hift, HiFTGenerator) else None
     cache = decode.cache_gb * 1e9 if decode.cache_gb else CACHE_SHARE * torch.cuda.mem_get_info(device)[0]
     pages = int(cache / PagePool.page_bytes(flow))
     engine = PagedDecodeEngine(
@@ -140,7 +163,7 @@ def _engine(config: Config, directory: ModelDirectory, device: torch.device) -> 
         max_streams=min(decode.streams, pages // PAGES_A_STREAM),
         slots=decode.batch or GPU_CHUNKS,
         pages=pages,
-        vocode=vocoder.vocode,
+        vocode=vocode,
         flow_batch=flow_batch,
     )
     engine.prepare(PREPARED_FRAMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from lighttts import metrics
 from lighttts.config import Config
 from lighttts.daemon import run_daemon
 from lighttts.frontend.encode import ConvertJob, Encoded, EncodeEngine, EncodeJob
-from lighttts.frontend.prompt import VoiceFeatures
+from lighttts.frontend.prompt import Int32, VoiceFeatures
 from lighttts.models.directory import ModelDirectory
 from lighttts.transport import wire
 from lighttts.workers.model import model_name
@@ -22,7 +23,7 @@ from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "encode"
 _NONE = np.zeros(0, np.int32)
-_Work = wire.EncodeWork | wire.ConvertWork
+_Work = wire.EncodeWork | wire.ConvertWork | wire.CheckWork | wire.TextWork
 
 
 class EncodeStage(Stage):
@@ -37,6 +38,7 @@ class EncodeStage(Stage):
         super().__init__(epoch, capacity)
         self._engine = engine
         self._queue: deque[tuple[Work, _Work]] = deque()
+        self._counted = {"hit": 0, "miss": 0}
 
     @property
     def busy(self) -> bool:
@@ -64,23 +66,42 @@ class EncodeStage(Stage):
         self.made += 1
         return [Result(work, encoded, ends=True)]
 
-    def _encoded(self, work: Work, message: _Work) -> wire.Encoded:
+    def _encoded(self, work: Work, message: _Work) -> wire.Encoded | wire.EncodedText:
+        if isinstance(message, wire.TextWork):
+            live = self._engine.write(message.text, message.pieces, flush=message.flush)
+            ids = np.concatenate([_NONE, *live.sentences])
+            return wire.EncodedText(*work.named, self.epoch, _lengths(live.sentences), live.whole, live.used, ids)
         if isinstance(message, wire.ConvertWork):
             converted = self._engine.convert(ConvertJob(message.source, message.voice, message.prompt))
             return replace(_blank(work, self.epoch, converted.voice), source_tokens=converted.tokens)
-        job = EncodeJob(message.text, message.voice, message.prompt, message.prompt_text, message.instruct)
+        if isinstance(message, wire.CheckWork):
+            return _blank(work, self.epoch, self._engine.check(message.prompt, message.prompt_text))
+        job = EncodeJob(
+            message.text, message.voice, message.prompt, message.prompt_text, message.instruct, message.pieces
+        )
         encoded = self._engine.encode(job)
         return _text(encoded, _blank(work, self.epoch, encoded.voice))
 
+    def forget(self, message: wire.Forget) -> None:
+        self._engine.cache.forget(message.digest)
+
     def observe(self) -> None:
-        """Updates the cache's gauge."""
+        """Updates the cache's metrics, and lets go of what is too old."""
         cache = self._engine.cache
+        cache.expire()
+        for result, count in (("hit", cache.hits), ("miss", cache.misses)):
+            metrics.cache_lookups.labels("voice", result).inc(count - self._counted[result])
+            self._counted[result] = count
         metrics.cache_hit_rate.labels("voice").set(cache.hits / max(1, cache.hits + cache.misses))
 
 
 def _method(message: _Work) -> str:
     if isinstance(message, wire.ConvertWork):
         return "conversion"
+    if isinstance(message, wire.CheckWork):
+        return "voice"
+    if isinstance(message, wire.TextWork):
+        return "text"
     if message.instruct.strip():
         return "instruct"
     if message.voice:
@@ -92,11 +113,17 @@ def _text(encoded: Encoded, blank: wire.Encoded) -> wire.Encoded:
     ids = [sentence.ids for sentence in encoded.sentences]
     return replace(
         blank,
-        lengths=tuple(map(len, ids)),
-        text_ids=np.concatenate(ids),
+        lengths=_lengths(ids),
+        text_ids=np.concatenate([_NONE, *ids]),
+        pieces=encoded.pieces,
+        lead=encoded.lead if encoded.pieces else 0,
         prompt_text_ids=encoded.prompt_text_ids,
         llm_prompt_tokens=encoded.llm_prompt_tokens,
     )
+
+
+def _lengths(sentences: Iterable[Int32]) -> tuple[int, ...]:
+    return tuple(map(len, sentences))
 
 
 def _blank(work: Work, epoch: int, voice: VoiceFeatures) -> wire.Encoded:
@@ -119,7 +146,8 @@ def service(config: Config) -> Service:
     """The worker that `config` describes, its model loaded. Raises `ConfigError`, `ModelError`."""
     torch.set_num_threads(config.encode.threads)
     directory = ModelDirectory.open(config.model.directory)
-    engine = EncodeEngine(directory, int(config.encode.cache_mb * 2**20), config.encode.threads)
+    settings = config.encode
+    engine = EncodeEngine(directory, int(settings.cache_mb * 2**20), settings.threads, settings.cache_s)
     boot = Boot(_NAME, model_name(directory), directory.sample_rate, tuple(engine.voices))
     stage = EncodeStage(engine, boot.epoch, config.encode.concurrency)
     return Service(stage, boot, config, config.encode.metrics_port, stage.observe)

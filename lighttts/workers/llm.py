@@ -7,76 +7,24 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from lighttts import metrics
 from lighttts.config import Config
 from lighttts.daemon import run_daemon
-from lighttts.engine.llm import GenerateJob, LLMEngine
+from lighttts.engine.llm import LLMEngine
 from lighttts.engine.llm_spacing import Spacing
 from lighttts.errors import ProtocolError
 from lighttts.models.directory import ModelDirectory
+from lighttts.models.interleave import read_mix
 from lighttts.models.llm import load_llm
 from lighttts.transport import wire
+from lighttts.workers.generation import Generation, LiveGeneration
 from lighttts.workers.model import dtype_of, model_name, observe_device, own_stream, pick_device, watch_modules
-from lighttts.workers.seeds import sentence_seed
 from lighttts.workers.service import Service, serve
 from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "llm"
-_EARLY_TOKENS = 60
-"""Tokens of a request that travel in small frames: the decode worker's first hop, up to 49 and 3, waits for them."""
-_EARLY_FRAME = 4
-_FRAME = 10
-"""Tokens a frame later on, when hops are longer and playback is ahead."""
-
-
-_NO_TOKENS = np.zeros(0, np.int32)
-
-
-class _Request:
-    """One request: which sentence it is at, and the tokens that have not been sent."""
-
-    def __init__(self, work: Work, message: wire.GenerateWork) -> None:
-        if not message.lengths or sum(message.lengths) != len(message.text_ids):
-            raise ProtocolError("GenerateWork.lengths do not add up to its text_ids", field="lengths")
-        if message.sentence >= len(message.lengths):
-            raise ProtocolError("GenerateWork.sentence is none of its sentences", field="sentence")
-        self.work = work
-        self.message = message
-        self.sentences = np.split(message.text_ids, np.cumsum(message.lengths)[:-1])
-        self.sentence = message.sentence
-        self.seq = message.seq
-        self.sent = 0
-        self.unsent: list[int] = []
-
-    def job(self) -> GenerateJob:
-        """The job of the sentence that is due."""
-        text: npt.NDArray[np.int32] = self.sentences[self.sentence]
-        return GenerateJob(
-            key=self.work,
-            text=np.concatenate([self.message.prompt_text_ids, text]),
-            text_tokens=len(text),
-            prompt_tokens=self.message.llm_prompt_tokens,
-            seed=sentence_seed(self.message.seed, self.sentence),
-            done_tokens=self.message.done_tokens if self.sentence == self.message.sentence else _NO_TOKENS,
-        )
-
-    def frame_due(self) -> bool:
-        return len(self.unsent) >= (_EARLY_FRAME if self.sent < _EARLY_TOKENS else _FRAME)
-
-    def frame(self, epoch: int, *, final: bool) -> Result:
-        """The unsent tokens; `final` ends the sentence."""
-        last = final and self.sentence == len(self.sentences) - 1
-        tokens = np.array(self.unsent, np.int32)
-        message = wire.Tokens(*self.work.named, epoch, self.seq, self.sentence, final, last, tokens)
-        self.seq += 1
-        self.sent += len(self.unsent)
-        self.sentence += final
-        self.unsent = []
-        return Result(self.work, message, ends=last)
 
 
 class LLMStage(Stage):
@@ -84,31 +32,42 @@ class LLMStage(Stage):
 
     name = _NAME
     takes = wire.GenerateWork
+    feeds = wire.MoreText
     unit = "tokens"
 
     def __init__(self, engine: LLMEngine, epoch: int, capacity: int, spacing: Spacing | None = None) -> None:
         super().__init__(epoch, capacity)
         self._engine = engine
         self._spacing = spacing
-        self._requests: dict[Work, _Request] = {}
+        self._requests: dict[Work, Generation] = {}
+        self._over: dict[Work, Generation] = {}
+        """Those of which only the end is to be told."""
 
     @property
     def busy(self) -> bool:
-        return self._engine.busy
+        return self._engine.busy or bool(self._over)
 
     @property
     def waiting(self) -> int:
         return self._engine.waiting
 
     def accept(self, work: Work, message: wire.Message) -> None:
+        if isinstance(message, wire.MoreText):
+            live = self._requests[work]
+            if not isinstance(live, LiveGeneration):
+                raise ProtocolError("MoreText for a request whose text is there")
+            live.more(message)
+            self._proceed(live)
+            return
         assert isinstance(message, wire.GenerateWork)
-        metrics.requests_total.labels(_NAME, "generate").inc()
-        request = _Request(work, message)
-        self._engine.add(request.job())
-        self._requests[request.work] = request
+        metrics.requests_total.labels(_NAME, message.pieces or "generate").inc()
+        request = (LiveGeneration if message.pieces else Generation)(work, message)
+        self._proceed(request)
+        self._requests[work] = request
 
     def abort(self, work: Work) -> None:
         self._requests.pop(work, None)
+        self._over.pop(work, None)
         self._engine.cancel(work)
 
     def begin(self) -> None:
@@ -126,26 +85,31 @@ class LLMStage(Stage):
         results = []
         for step in steps:
             request = self._requests[cast(Work, step.key)]
-            request.unsent += step.tokens
             self.made += len(step.tokens)
+            results += request.results(step, self.epoch)
             if step.finished:
-                results += self._finish(request)
-            elif request.frame_due():
-                results.append(request.frame(self.epoch, final=False))
+                results += self._go_on(request, ended=results[-1].ends)
+        results += [request.end(self.epoch) for request in self._over.values()]
+        for work in self._over:
+            del self._requests[work]
+        self._over.clear()
         return results
 
-    def _finish(self, request: _Request) -> list[Result]:
-        """Ends the sentence, and begins the next one at once: nobody needs to have heard this one."""
-        frame = request.frame(self.epoch, final=True)
-        if frame.ends:
+    def _go_on(self, request: Generation, *, ended: bool) -> list[Result]:
+        """Begins the next sentence at once: nobody needs to have heard the one before."""
+        if ended:
             del self._requests[request.work]
-            return [frame]
+            return []
         try:
-            self._engine.add(request.job())
+            self._proceed(request)
         except Exception as error:
-            del self._requests[request.work]
-            return [frame, failed(request.work, self.epoch, typed(error, _NAME, request.work))]
-        return [frame]
+            self.abort(request.work)
+            return [failed(request.work, self.epoch, typed(error, _NAME, request.work))]
+        return []
+
+    def _proceed(self, request: Generation) -> None:
+        if request.proceed(self._engine):
+            self._over[request.work] = request
 
 
 def service(config: Config) -> Service:
@@ -159,6 +123,7 @@ def service(config: Config) -> Service:
         slots=config.llm.slots,
         max_length=config.llm.max_length,
         prefill_tokens=config.llm.prefill_tokens,
+        mix=read_mix(directory),
     )
     names = ("", style) if style == directory.style("") else (style,)
     boot = Boot(_NAME, model_name(directory, style), directory.sample_rate, styles=tuple(dict.fromkeys(names)))

@@ -18,7 +18,7 @@ from lighttts.transport import wire
 from lighttts.transport.reactor import Reactor
 from lighttts.transport.transport import Sockets
 from lighttts.transport.watch import Connection
-from lighttts.workers.compute import Compute, Parcel
+from lighttts.workers.compute import Compute, ForgetVoice, Parcel
 from lighttts.workers.connector import Address, Connector
 from lighttts.workers.control import ControlLine
 from lighttts.workers.membership import FAREWELL_TIMEOUT, Action, Event, Membership, State
@@ -247,12 +247,16 @@ class Seat:
             self._refused("malformed", error.text)
             return
         match message:
-            case wire.Tokens():
+            case wire.Tokens() | wire.MoreText():
                 self._load.feed(message)
             case wire.Alive(epoch=self._boot.epoch):
                 self._answered(message.known)
-            case wire.EncodeWork() | wire.ConvertWork() | wire.GenerateWork() | wire.DecodeWork():
+            case wire.EncodeWork() | wire.ConvertWork() | wire.CheckWork() | wire.TextWork():
                 self._dispatched(message)
+            case wire.GenerateWork() | wire.DecodeWork():
+                self._dispatched(message)
+            case wire.Forget():
+                self._compute.submit(ForgetVoice(message))
             case wire.Abort():
                 self._load.abort(message)
             case wire.Registered(epoch=self._boot.epoch):

@@ -113,6 +113,9 @@ class Stage(ABC):
     def step(self) -> list[Result]:
         """Advances all work by one engine step."""
 
+    def forget(self, message: wire.Forget) -> None:  # noqa: B027 - a stage that keeps nothing of voices
+        """Drops what is kept of a voice, as soon as no request needs it."""
+
     def begin(self) -> None:  # noqa: B027 - most stages need none
         """Called first by the thread that drives the stage."""
 
@@ -122,7 +125,7 @@ class Stage(ABC):
 
 def work_of(message: wire.Message, seat: int = 0) -> Work:
     """The work a dispatch, feed or abort message of the broker at `seat` names."""
-    if not isinstance(message, wire.StageWork | wire.Tokens | wire.Abort):
+    if not isinstance(message, wire.StageWork | wire.Tokens | wire.MoreText | wire.Abort):
         raise TypeError(f"{type(message).__name__} names no work")
     return Work(message.request_id, message.attempt, seat)
 

@@ -105,7 +105,7 @@ class Workload:
             self._held[work] = _Held(time.monotonic())
             self._places.enter(work, message)
 
-    def feed(self, message: wire.Tokens) -> None:
+    def feed(self, message: wire.Tokens | wire.MoreText) -> None:
         """Hands on more input of held work."""
         work = work_of(message, self._seat)
         held = self._held.get(work)

@@ -30,6 +30,7 @@ class Pick(Protocol):
 
 ROWS_A_TOKEN = {"audio": 4, "mel": 2}
 SPEECH_IDS = 6561
+FILL = -1
 PATIENCE_S = 10.0
 """Seconds that a broker must keep what a client without a connection has asked for."""
 
@@ -62,14 +63,17 @@ class Speech:
     tokens_seq: int = 0
     received: list[list[int]] = field(default_factory=list)
     finals: set[int] = field(default_factory=set)
+    written: dict[int, int] = field(default_factory=dict)
+    """Of a text in pieces, how many ids of each sentence have come; `finals` has those that are whole."""
 
     def __post_init__(self) -> None:
         self.received = [[] for _ in self.lengths]
         work = self.work
         if isinstance(work, wire.GenerateWork):
-            self.sentence, self.seq, self.done = work.sentence, work.seq, len(work.done_tokens)
-            assert work.lengths == self.lengths
-            assert work.done_tokens.tolist() == self.tokens(work.sentence)[: self.done], "not the tokens that were made"
+            made = [token for token in work.done_tokens.tolist() if token != FILL]
+            self.sentence, self.seq, self.done = work.sentence, work.seq, len(made)
+            assert work.lengths == (() if work.pieces else self.lengths)
+            assert made == self.tokens(work.sentence)[: self.done], "not the tokens that were made"
         elif isinstance(work, wire.DecodeWork):
             self.sentence, self.seq, self.done = work.sentence, work.seq, work.skip
             self.rows, self.tokens_seq = work.first_row + work.skip, work.tokens_seq
@@ -96,8 +100,32 @@ class Speech:
         if message.final:
             self.finals.add(message.sentence)
 
+    def write(self, message: wire.MoreText) -> None:
+        """An llm worker is given more of a text in pieces."""
+        number, before = message.sentence, self.written.get(message.sentence, 0)
+        assert message.attempt == self.work.attempt
+        assert number >= self.sentence, "a sentence that is spoken already"
+        assert number not in self.finals, "more of a sentence that is whole"
+        assert message.text_ids.tolist() == [*range(before, before + len(message.text_ids))], "ids lost or repeated"
+        self.written[number] = before + len(message.text_ids)
+        if message.final:
+            self.finals.add(number)
+            assert self.written[number] == self.lengths[number]
+            assert message.last is (number == len(self.lengths) - 1)
+
     def encode(self, epoch: int) -> Message:
-        """The encode stage's result."""
+        """The encode stage's result. Of a text in pieces the last letter is not certain before a flush."""
+        if isinstance(self.work, wire.TextWork):
+            whole, size = self.work.flush, len(self.work.text) - (not self.work.flush)
+            ids = np.arange(size, dtype=np.int32)
+            lengths = (size,) if size else ()
+            used = len(self.work.text) if whole else 0
+            return wire.EncodedText(
+                self.work.request_id, self.work.attempt, epoch, lengths, whole or not size, used, ids
+            )
+        if isinstance(self.work, wire.EncodeWork) and self.work.pieces:
+            voice = encoded(self.work.request_id, epoch, self.work.attempt)
+            return replace(voice, lengths=(), text_ids=np.zeros(0, np.int32), pieces="interleaved")
         if isinstance(self.work, wire.ConvertWork):
             return replace(
                 source(self.work.request_id, epoch, self.work.attempt),
@@ -107,12 +135,21 @@ class Speech:
         result = encoded(self.work.request_id, epoch, self.work.attempt)
         return replace(result, lengths=self.lengths, text_ids=ids)
 
-    def generate(self, epoch: int, pick: Pick) -> wire.Tokens:
-        """The llm stage's next frame; the word that a sentence is over may come with its last token or after it."""
+    def generate(self, epoch: int, pick: Pick) -> wire.Tokens | None:
+        """The llm stage's next frame; the word that a sentence is over may come with its last token or after it.
+
+        Of a text in pieces there is none while its ids are lacking, and an empty one now and then.
+        """
+        assert isinstance(self.work, wire.GenerateWork)
         whole = self.tokens(self.sentence)
-        made = whole[self.done : self.done + pick(range(1, 4))]
+        known = whole[: self.written.get(self.sentence, 0)] if self.work.pieces else whole
+        filled = bool(self.work.pieces) and 0 < self.done < len(whole) and pick([True, False, False])
+        made = [] if filled else known[self.done : self.done + pick(range(1, 4))]
+        over = not self.work.pieces or self.sentence in self.finals
+        if not made and not filled and not (over and self.done == len(whole)):
+            return None
         self.done += len(made)
-        final = self.done == len(whole) and (not made or pick([True, True, False]))
+        final = over and not filled and self.done == len(whole) and (not made or pick([True, True, False]))
         last = final and self.sentence == len(self.lengths) - 1
         head = (self.work.request_id, self.work.attempt, epoch, self.seq, self.sentence, final, last)
         self.seq += 1
@@ -188,7 +225,7 @@ class FakeWorker:
             result, ends = job.encode(self.epoch), True
         elif self.stage == "llm":
             result = frame = job.generate(self.epoch, pick)
-            ends = frame.last
+            ends = frame is not None and frame.last
         else:
             result = heard = job.decode(self.epoch, pick)
             ends = heard is not None and heard.last
@@ -209,6 +246,11 @@ class FakeRequest:
     lengths: tuple[int, ...]
     credit: int
     asked: float
+    live: bool = False
+    """Its text comes in pieces, its last sentence is the end, without a letter."""
+    said: int = 0
+    """Letters and flushes said."""
+    seq: int = 0
     frames: int = 0
     heard: int = 0
     last_word: Message | None = None
@@ -257,10 +299,29 @@ class FakeRequest:
             }
             assert explanations.get(message.code), f"{message.code} for no reason: {message.text}"
             self.last_word = message
+        elif isinstance(message, wire.Written):
+            assert self.live
         else:
             assert isinstance(message, wire.Accepted)
             assert not self.accepted, "accepted twice"
             self.accepted = True
+
+    def say(self, most: int) -> wire.Piece | wire.Flush | wire.Finish:
+        """The next of its text, of at most so many letters. A sentence has a letter for each of its tokens."""
+        letters = "".join("x" * length + "|" for length in self.lengths[:-1])[self.said :]
+        text = letters[: most if "|" not in letters[:most] else letters.index("|")]
+        self.said += len(text) or 1
+        self.seq += 1
+        head = (self.id, self.seq - 1)
+        if text:
+            return wire.Piece(*head, text)
+        return wire.Flush(*head) if letters[1:] else wire.Finish(*head)
+
+    @property
+    def writing(self) -> bool:
+        """Whether more of its text is to be said."""
+        told = self.said == sum(self.lengths) + len(self.lengths) - 1
+        return self.live and not told and not self.last_word and not self.cancelled
 
     def resume(self, credit: int) -> wire.Resume:
         """It has a connection again, and room for `credit` frames."""

@@ -23,10 +23,12 @@ from lighttts.broker.instructions import (
 from lighttts.broker.outbox import Frames, Outbox
 from lighttts.broker.quota import by_connection
 from lighttts.broker.state import Claim, MemoryStore
+from lighttts.broker.voice_questions import AskVoices
 from lighttts.config import BrokerConfig
 from lighttts.errors import LightTTSError
 from lighttts.transport import wire
 from lighttts.transport.wire import Message
+from tests.broker.shelf import Shelf, answer
 
 SAMPLE_RATE = 24000
 CLIENT = b"client"
@@ -145,6 +147,11 @@ class Harness:
         """Requests whose record the store has not confirmed."""
         self.deleted: list[str] = []
         self.fetches: list[Fetch] = []
+        self.shelf = Shelf()
+        self.questions: list[AskVoices] = []
+        """What the store of voices has been asked and not answered: nothing while `voices_answer`."""
+        self.voices_answer = True
+        self.voices_trouble: LightTTSError | None = None
 
     # ---- events --------------------------------------------------------------------------------------------------
 
@@ -175,6 +182,15 @@ class Harness:
         claim = self.store.claim(request_id)
         found = self.store.requests[request_id] if claim is Claim.OURS else claim
         self.carry_out(self.core.fetched(request_id, found, self.now))
+
+    def answer_voices(self) -> None:
+        """The store of voices answers what it was asked."""
+        self.carry_out(self._answer_voices())
+
+    def _answer_voices(self) -> list[Instruction]:
+        asked, self.questions = self.questions, []
+        answers = [(number, self.voices_trouble or answer(self.shelf, question)) for number, question in asked]
+        return [more for number, given in answers for more in self.core.voices_answered(number, given, self.now)]
 
     def tick(self, seconds: float = 0.1, *, alive: Iterable[tuple[bytes, int]] = ()) -> None:
         """Time passes; workers in `alive` (routing id, epoch) send a heartbeat first."""
@@ -250,6 +266,10 @@ class Harness:
                     self.observed[metric].append(value)
                 case Fetch():
                     self.fetches.append(instruction)
+                case AskVoices():
+                    self.questions.append(instruction)
+                    if self.voices_answer:
+                        todo.extend(self._answer_voices())
                 case Log():
                     self.logs.append(instruction)
                 case _:

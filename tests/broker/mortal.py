@@ -66,6 +66,7 @@ class MortalHarness(Harness):
         store.lease_until = self.now + LEASE_S
         self.unanswered.clear()
         self.fetches.clear()
+        self.questions.clear()
         self.mail.clear()
         self.full.clear()
         self.core = Core(self.settings, name="test", store="memory", durable=True, now=self.now, wall=lambda: self.now)

@@ -32,17 +32,22 @@ from lighttts.broker.endings import MOST
 from lighttts.broker.instructions import Fetch
 from lighttts.broker.outbox import Channel
 from lighttts.broker.requests import State
+from lighttts.broker.voice_records import VoiceRecord, digest_of
 from lighttts.errors import Unavailable
 from lighttts.transport import wire
 from lighttts.transport.wire import STAGES, Message
 from tests.broker.actors import FakeRequest, FakeWorker, Pick, Speech
 from tests.broker.harness import convert, raw, synth
 from tests.broker.mortal import MortalHarness
+from tests.broker.shelf import ROOM
 
 CLIENTS = ("c0", "c1")
 MOST_REQUESTS = 6
 MOST_CREDIT = 256
 DEADLINE_S = 30.0
+RECORDING = b"RIFF of a registered voice"
+REGISTERED = VoiceRecord("", "mine", "What I say.", False, 0.0, len(RECORDING), digest_of(RECORDING), "key")
+"""A voice that requests name as well as the preset one; its store answers whenever it comes to that."""
 MOST_WORKERS = 8
 RUN = 10
 RUNS = 100
@@ -63,6 +68,8 @@ class Broker(RuleBasedStateMachine):
         self.harness = MortalHarness(
             deadline_s=DEADLINE_S, no_worker_s=8.0, expiry_s=3.0, stall_s=3.0, max_requests=MOST_REQUESTS
         )
+        self.harness.voices_answer = False
+        self.harness.shelf.put(REGISTERED, RECORDING, ROOM, over=False)
         self.connections: dict[str, bytes] = {}
         """The routing id of each client that has a connection."""
         self.broken: list[bytes] = []
@@ -103,6 +110,7 @@ class Broker(RuleBasedStateMachine):
             *(partial(self._stored, request_id) for request_id in self.harness.unanswered),
             *(partial(self._fetched, fetch) for fetch in self.harness.fetches),
             *([self._catch_up] if self.harness.store.late else []),
+            *([self._voices_answer] if self.harness.questions else []),
             *(
                 partial(self._advance, worker, request_id)
                 for worker in self.workers.values()
@@ -110,6 +118,7 @@ class Broker(RuleBasedStateMachine):
                 for request_id in worker.jobs
             ),
             *(partial(self._push, worker) for worker in self.workers.values() if worker.results),
+            *(partial(self._write, request) for request in self._heard_of() if request.writing),
         ]
 
     def _events(self) -> list[Action]:
@@ -139,16 +148,26 @@ class Broker(RuleBasedStateMachine):
 
     def _ask(self, pick: Pick) -> None:
         client, credit, converts = pick(CLIENTS), pick(range(21)), pick([False, False, True])
+        live = not converts and pick([True, False])
         output = pick(wire.DECODED if converts else wire.OUTPUTS)
         self._connect(client, pick)
         lengths = tuple(pick(range(1, 5)) for _ in range(1 if converts else pick(range(1, 4))))
-        request = FakeRequest(f"r{len(self.requests)}", client, output, lengths, credit, self.harness.now)
+        request = FakeRequest(
+            f"r{len(self.requests)}", client, output, (*lengths, 0) if live else lengths, credit, self.harness.now, live
+        )
         # A worker that is dead already takes what it is sent with it, until the broker notices.
         request.losses = {worker.loss for worker in self.workers.values() if not worker.working}
         self.requests[request.id] = request
-        self._say(request, (convert if converts else synth)(request.id, output=output, credit=credit))
+        voice = pick(["anna", REGISTERED.name])
+        text = {"text": "", "pieces": "auto"} if live else {}
+        asked = (convert if converts else synth)(request.id, output=output, credit=credit, voice=voice, **text)
+        self._say(request, asked)
         # Refused at once: if the connection breaks before that is heard, the broker knows nothing of it.
         request.forgotten = request.id not in self.harness.core._board.requests
+
+    def _write(self, request: FakeRequest, pick: Pick) -> None:
+        """A client says more of a text in pieces."""
+        self._say(request, request.say(pick(range(1, 4))))
 
     def _give_credit(self, pick: Pick) -> None:
         if open_ := [request for request in self._heard_of() if not request.last_word]:
@@ -191,7 +210,8 @@ class Broker(RuleBasedStateMachine):
         for request in self.requests.values():
             if request.client == client and not request.last_word:
                 request.severed = self.harness.now
-                request.gone = request.gone or request.cancelled
+                # Text in pieces is not gone on with.
+                request.gone = request.gone or request.cancelled or request.live
 
     def _notice(self, pick: Pick) -> None:
         """What is sent to lost connections shows from now on that nobody is there."""
@@ -237,6 +257,9 @@ class Broker(RuleBasedStateMachine):
 
     def _catch_up(self, pick: Pick) -> None:
         self.harness.store.catch_up()
+
+    def _voices_answer(self, pick: Pick) -> None:
+        self.harness.answer_voices()
 
     def _fetched(self, fetch: Fetch, pick: Pick) -> None:
         self.harness.fetches.remove(fetch)
@@ -427,12 +450,18 @@ class Broker(RuleBasedStateMachine):
             return
         elif isinstance(message, wire.StageWork):
             worker.granted -= 1
+            if isinstance(message, wire.EncodeWork | wire.ConvertWork):
+                assert (message.voice, message.prompt) in (("anna", b""), ("", RECORDING)), "not a voice workers know"
             assert worker.granted >= 0, "more work than granted"
-            assert worker.stage == {"E": "encode", "C": "encode", "G": "llm", "D": "decode"}[type(message).__name__[0]]
+            stage = {"E": "encode", "C": "encode", "T": "encode", "G": "llm", "D": "decode"}
+            assert worker.stage == stage[type(message).__name__[0]]
             worker.jobs[message.request_id] = Speech(message, self.requests[message.request_id].lengths)
         elif isinstance(message, wire.Tokens):
             if message.request_id in worker.jobs:
                 worker.jobs[message.request_id].receive(message)
+        elif isinstance(message, wire.MoreText):
+            if message.request_id in worker.jobs:
+                worker.jobs[message.request_id].write(message)
         elif isinstance(message, wire.Abort):
             job = worker.jobs.get(message.request_id)
             if job and job.work.attempt == message.attempt:
@@ -452,7 +481,10 @@ class Broker(RuleBasedStateMachine):
         for request_id, request in board.requests.live.items():
             waits_for_store = request.state is State.RECEIVED and request_id in self.harness.unanswered
             waits_for_client = request.state is State.FLUSHING and not request.outbox.covered()
-            assert waits_for_store or request_id in queued or request.holders or waits_for_client
+            waits_for_text = request.state is State.ENCODED and request.live is not None and request.live.rests
+            waits_for_voice = request.state is State.ADMITTED and bool(self.harness.questions)
+            waits = waits_for_store or waits_for_client or waits_for_text or waits_for_voice
+            assert waits or request_id in queued or request.holders
             assert self.harness.now <= request.deadline + 1.0
             assert request.outbox.credit >= 0
             fake = self.requests[request_id]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from lighttts.broker.core import Core
 from lighttts.broker.executor import Executor
 from lighttts.broker.outbox import Frames
 from lighttts.broker.state import MemoryStore
+from lighttts.broker.voice_questions import AskVoices, Voiced
 from lighttts.config import BrokerConfig
 from lighttts.transport import wire
 from lighttts.transport.transport import Delivery
@@ -36,15 +38,21 @@ class Rig:
         self.core = Core(BrokerConfig(), name="test", store="memory", durable=False, now=0.0)
         self.clients, self.workers, self.store = FakeRouter(), FakeRouter(), MemoryStore()
         self.fetched: list[str] = []
-        self.executor = Executor(self.core, self.clients, self.workers, self.store, lambda: 0.0, self.fetched.append)  # type: ignore[arg-type]
+        self.asked: list[AskVoices] = []
+        routers: Any = (self.clients, self.workers)
+        later = (self.fetched.append, self.asked.append)
+        self.executor = Executor(self.core, *routers, self.store, lambda: 0.0, *later)
         for epoch, stage in enumerate(wire.STAGES, 1):
-            hello = wire.Register(stage, epoch, stage, "", "", SAMPLE_RATE, ())
+            hello = wire.Register(stage, epoch, stage, "", "", SAMPLE_RATE, ("anna",))
             for message in (hello, wire.Grant(epoch, 1)):
                 self.executor.run(self.core.worker_message(stage.encode(), raw(message), 0.0))
 
     def say(self, message: wire.Message) -> None:
-        """The client says something."""
+        """The client says something; where there are voices, there are none."""
         self.executor.run(self.core.client_message(CLIENT, raw(message), 0.0))
+        for number, _ in self.asked:
+            self.executor.run(self.core.voices_answered(number, Voiced(()), 0.0))
+        self.asked.clear()
 
     def result(self, message: wire.Message) -> None:
         """A worker pushes a result."""

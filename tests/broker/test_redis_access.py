@@ -15,9 +15,11 @@ from lighttts.broker.keys import keys_of
 from lighttts.broker.redis_address import connect, redis_at
 from lighttts.broker.redis_faults import ACL
 from lighttts.broker.state import Claim
+from lighttts.broker.voice_redis import RedisVoices
 from lighttts.errors import ConfigError, Unavailable
 from tests.broker.certificates import Authority
 from tests.broker.stores import WAIT_S, Told, open_store, record_of, write_safely
+from tests.broker.test_voice_stores import ROOM, WAV, voice
 from tests.redis_server import RedisServer
 
 
@@ -33,7 +35,19 @@ def serves(url: str, told: Told) -> bool:
     write_safely(store, told, *record_of("r1"))
     done = "r1" in store.load().requests and store.claim("r1") is Claim.OURS
     store.close(WAIT_S)
-    return done and told.changed.empty()
+    return done and told.changed.empty() and keeps_voices(url)
+
+
+def keeps_voices(url: str) -> bool:
+    """Whether a voice can be kept at `url`, found, renamed and removed."""
+    voices = RedisVoices(url)
+    voices.put(voice(shared=True), WAV, ROOM, over=False)
+    found = voices.recording(voices.find("me", "mine")) == WAV
+    voices.rename("me", "mine", "yours")
+    voices.remove("me", "yours")
+    empty = not voices.shelves("me").own
+    voices.close()
+    return found and empty
 
 
 # ---- addresses -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 from lighttts.cli import checks
 from lighttts.cli.checks import Finding, Level
 from lighttts.config import Config, load_config
+from lighttts.gateway.keys import new_key
 from tests.cli.conftest import Run
 from tests.client.fake_broker import FakeBroker
 
@@ -76,11 +77,34 @@ def test_a_package_that_cannot_be_imported_is_a_problem(monkeypatch: pytest.Monk
     assert "pip install 'lighttts[server]'" in problem.text
 
 
-def test_a_machine_without_the_gateway_s_packages_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "grpc", None)
+@pytest.mark.parametrize("module", ["uvicorn", "grpc", "grpc_tools"])
+def test_a_machine_may_be_without_the_gateway_s_packages(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
     note = the(finding for finding in checks.packages() if finding.level is not Level.OK)
     assert note.level is Level.NOTE
     assert "pip install 'lighttts[gateway]'" in note.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "content", "level", "says"),
+    [
+        ((), None, Level.OK, "whoever reaches 127.0.0.1"),
+        (("gateway.host=0.0.0.0",), None, Level.PROBLEM, "make an API key"),
+        (("gateway.keys={}",), None, Level.PROBLEM, "cannot be read"),
+        (("gateway.keys={}",), "", Level.PROBLEM, "nobody may use"),
+        (("gateway.keys={}",), "damaged", Level.PROBLEM, "line 1"),
+        (("gateway.keys={}", "gateway.host=0.0.0.0"), new_key("a", 1, 1)[0].line(), Level.OK, "1 API key in"),
+    ],
+)
+def test_the_api_keys_are_looked_at(
+    tmp_path: Path, settings: tuple[str, ...], content: str | None, level: Level, says: str
+) -> None:
+    path = tmp_path / "api-keys"
+    if content is not None:
+        path.write_text(content)
+    finding = the(checks.api_keys(config(*(setting.format(path) for setting in settings))))
+    assert finding.level is level
+    assert says in finding.text
 
 
 def test_an_old_python_or_another_system_is_a_problem() -> None:

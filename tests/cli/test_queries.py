@@ -18,7 +18,10 @@ from tests.client.fake_broker import FakeBroker
 
 def test_voices_are_listed_for_people_and_programs(run: Run, broker: FakeBroker) -> None:
     assert run("voices", "--broker", broker.endpoint).out == b"VOICE\nheart (default)\njune\n"
-    assert json.loads(run("voices", "--json", "--broker", broker.endpoint).out) == {"voices": ["heart", "june"]}
+    assert json.loads(run("voices", "--json", "--broker", broker.endpoint).out) == {
+        "voices": ["heart", "june"],
+        "registered": [],
+    }
 
 
 def test_a_broker_without_voices_says_what_else_there_is(run: Run) -> None:

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from lighttts.transport.wire import Cancel, Synth
+from lighttts.errors import InvalidInput
+from lighttts.transport.wire import Cancel, Finish, Piece, Synth
 from tests.cli.conftest import Run
 from tests.cli.processes import ROOT
 from tests.client.fake_broker import RATE, FakeBroker, accept_only, chunk_of, frame_of, refuse
+
+COMMAND = (sys.executable, "-m", "lighttts.cli.main")
 
 
 def spoken(broker: FakeBroker) -> np.ndarray:
@@ -225,6 +228,32 @@ def test_audio_is_written_as_it_arrives(tmp_path: Path) -> None:
             assert process.wait(30) == 143
 
 
+def test_standard_input_is_spoken_while_it_is_written(tmp_path: Path) -> None:
+    with FakeBroker() as broker:
+        command = [*COMMAND, "synth", "-", "--live", "--broker", broker.endpoint, "-o", str(tmp_path / "out.pcm"), "-q"]
+        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdin
+            process.stdin.write("Hé".encode()[:-1])
+            process.stdin.flush()
+            assert broker.wait_for(Piece).text == "H"
+            process.stdin.write("Hé".encode()[-1:] + b"llo.")
+            process.stdin.close()
+            assert process.wait(30) == 0, process.stderr and process.stderr.read()
+        assert broker.wait_for(Finish)
+        assert "".join(piece.text for piece in broker.all(Piece)) == "Héllo."
+        assert broker.wait_for(Synth).pieces == "auto"
+        assert (tmp_path / "out.pcm").stat().st_size == 4 * 480 * 2
+
+
+def test_what_is_no_utf8_on_the_way_is_said_so(tmp_path: Path) -> None:
+    with FakeBroker() as broker:
+        command = [*COMMAND, "synth", "-", "--live", "--broker", broker.endpoint, "-o", str(tmp_path / "out.wav"), "-q"]
+        done = subprocess.run(command, cwd=ROOT, input=b"a\xff", capture_output=True, timeout=60, check=False)
+    assert done.returncode == InvalidInput.exit_code
+    assert b"not UTF-8" in done.stderr
+    assert not (tmp_path / "out.wav").exists()
+
+
 def test_a_player_that_closes_its_pipe_ends_the_command_quietly() -> None:
     with FakeBroker(chunks=10_000) as broker:
         command = [sys.executable, "-m", "lighttts.cli.main", "synth", "Hello.", "-o", "-", "--broker", broker.endpoint]
@@ -269,6 +298,7 @@ def one_sentence(text: str) -> bool:
         (["Hi.", "-o", "x.wav", "--speed", "9"], 65, "speed must be 0.5 to 2.0"),
         (["Hi.", "-o", "x.wav", "--seed", "-1"], 65, "seed"),
         (["Hi.", "-o", "x.wav", "--retries", "-1"], 65, "--retries"),
+        (["Hi.", "-o", "x.wav", "--live"], 65, "--live"),
         (["Hi.", "-o", "x.wav", "--model", "m"], 65, "--model"),
         (["Hi.", "-o", "x.wav", "--speed", "fast"], 64, "--speed"),
         (["Hi.", "-o", "x.wav", "--sped", "2"], 64, "did you mean --speed?"),

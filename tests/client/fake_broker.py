@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from lighttts.transport.wire import (
     STAGES,
     VERSION,
     Accepted,
+    AddVoice,
     Audio,
     Cancel,
     Convert,
@@ -22,6 +24,7 @@ from lighttts.transport.wire import (
     End,
     EndAck,
     Error,
+    Finish,
     GetStatus,
     Hello,
     ListVoices,
@@ -32,6 +35,11 @@ from lighttts.transport.wire import (
     Status,
     Synth,
     Tokens,
+    VoiceAction,
+    VoiceDone,
+    VoiceFailed,
+    VoiceList,
+    VoiceRow,
     Voices,
     Welcome,
     WorkerStatus,
@@ -106,6 +114,10 @@ class FakeBroker:
         self.version = version
         self.received: list[Message] = []
         self.serving: dict[str, Served] = {}
+        self.kept: dict[str, AddVoice] = {}
+        """Registered voices, all of one owner."""
+        self.peers: dict[str, bytes] = {}
+        """Who has asked for what."""
         self._handlers: dict[type[Message], Handler] = {**HANDLERS, **(script or {})}
         self._heard = threading.Condition()
         self._sockets = Sockets()
@@ -168,6 +180,8 @@ class FakeBroker:
             self.send_raw(peer, encode(refusal, self.version))
             return
         message = decode(frames)
+        if isinstance(message, SpeechRequest):
+            self.peers[message.request_id] = peer
         handler = self._handlers.get(type(message))
         if handler:
             handler(self, peer, message)
@@ -183,7 +197,14 @@ def welcome(broker: FakeBroker, peer: bytes, message: Hello) -> None:
 def serve(broker: FakeBroker, peer: bytes, message: SpeechRequest) -> None:
     broker.send(peer, Accepted(message.request_id, RATE))
     broker.serving[message.request_id] = served = Served(peer, message, message.credit)
-    broker.pump(served)
+    if not (isinstance(message, Synth) and message.pieces):
+        broker.pump(served)
+
+
+def _finished(broker: FakeBroker, peer: bytes, message: Finish) -> None:
+    served = broker.serving.get(message.request_id)
+    if served:
+        broker.pump(served)
 
 
 def forgotten(broker: FakeBroker, peer: bytes, message: Resume) -> None:
@@ -242,7 +263,41 @@ def _cancelled(broker: FakeBroker, peer: bytes, message: Cancel) -> None:
 
 
 def _voices(broker: FakeBroker, peer: bytes, message: ListVoices) -> None:
-    broker.send(peer, Voices(message.query_id, RATE, broker.voices))
+    broker.send(peer, Voices(message.query_id, RATE, (*broker.voices, *broker.kept)))
+
+
+def _add(broker: FakeBroker, peer: bytes, message: AddVoice) -> None:
+    """Refuses what is no RIFF file, and a name that is taken."""
+    if not message.prompt.startswith(b"RIFF"):
+        broker.send(peer, VoiceFailed(message.query_id, "invalid_input", "no audio", "prompt", False, 0))
+    elif message.name in broker.kept and not message.replace:
+        broker.send(peer, VoiceFailed(message.query_id, "voice_exists", "it is taken", "name", False, 0))
+    else:
+        broker.kept[message.name] = message
+        broker.send(peer, _done(message.query_id, message))
+
+
+def _act(broker: FakeBroker, peer: bytes, message: VoiceAction) -> None:
+    voice = broker.kept.get(message.name)
+    if message.action == "list":
+        broker.send(peer, VoiceList(message.query_id, tuple(map(_row, broker.kept.values()))))
+    elif voice is None:
+        broker.send(peer, VoiceFailed(message.query_id, "unknown_voice", "there is none", "name", False, 0))
+    else:
+        if message.action in ("rename", "remove"):
+            del broker.kept[message.name]
+        if message.action == "rename":
+            voice = broker.kept[message.to] = replace(voice, name=message.to)
+        broker.send(peer, _done(message.query_id, voice, voice.prompt if message.action == "export" else b""))
+
+
+def _done(query_id: int, voice: AddVoice, recording: bytes = b"") -> VoiceDone:
+    return VoiceDone(query_id, _row(voice), voice.prompt_text, recording)
+
+
+def _row(voice: AddVoice) -> VoiceRow:
+    digest = hashlib.sha256(voice.prompt).hexdigest()
+    return VoiceRow(voice.name, voice.owner, voice.shared, 1_790_000_000.0, len(voice.prompt), digest)
 
 
 def _status(broker: FakeBroker, peer: bytes, message: GetStatus) -> None:
@@ -258,10 +313,13 @@ HANDLERS: dict[type[Message], Handler] = {
     Hello: welcome,
     Resume: forgotten,
     Synth: serve,
+    Finish: _finished,
     Convert: serve,
     Credit: _more_credit,
     Cancel: _cancelled,
     EndAck: _forget,
     ListVoices: _voices,
     GetStatus: _status,
+    AddVoice: _add,
+    VoiceAction: _act,
 }

@@ -512,7 +512,7 @@ def test_a_defect_in_the_io_thread_reaches_everybody_who_waits(monkeypatch: pyte
         synthesis = client.synthesize("Hello.", voice="heart")
         assert synthesis.sample_rate == RATE
 
-        def defect(*args: object) -> None:
+        def defect(*args: object, **named: object) -> None:
             raise ZeroDivisionError("a defect")
 
         monkeypatch.setattr(client._loop._session, "query", defect)

@@ -20,33 +20,36 @@ from lighttts.engine.decode import DecodeEngine, DecodeStep, VoicePrompt
 from lighttts.engine.voice_cache import VoiceCache
 from lighttts.errors import InternalError, InvalidInput, Overloaded
 from lighttts.models.directory import ModelDirectory
-from lighttts.models.flow import CausalMaskedDiffWithXvec, FlowHop, load_flow
-from lighttts.models.hift import HiFTGenerator, load_hift
+from lighttts.models.flow import Flow, FlowHop, load_flow
+from lighttts.models.hift import Generator, load_hift
 from lighttts.models.hift_stream import VocoderHop, vocode
 from lighttts.models.streaming import StreamState
 
-TINY = Path(__file__).parents[1] / "golden" / "cosyvoice2-tiny"
-GOLDEN = load_file(TINY / "golden.safetensors")
+TINY = [Path(__file__).parents[1] / "golden" / name for name in ("cosyvoice2-tiny", "cosyvoice3-tiny")]
+GOLDEN = {version: load_file(path / "golden.safetensors") for version, path in enumerate(TINY, start=2)}
 SAMPLES_A_TOKEN = 960
+
+both_versions = pytest.mark.parametrize("version", [2, 3])
 
 
 @cache
-def models() -> tuple[CausalMaskedDiffWithXvec, HiFTGenerator]:
+def models(version: int = 2) -> tuple[Flow, Generator]:
     torch.set_num_threads(1)
-    directory = ModelDirectory.open(TINY)
+    directory = ModelDirectory.open(TINY[version - 2])
     return load_flow(directory), load_hift(directory)
 
 
-def new_engine(*, max_batch: int = 8, max_streams: int = 16, **options: float) -> DecodeEngine:
-    return DecodeEngine(*models(), max_batch=max_batch, max_streams=max_streams, **options)
+def new_engine(version: int = 2, *, max_batch: int = 8, max_streams: int = 16, **options: float) -> DecodeEngine:
+    return DecodeEngine(*models(version), max_batch=max_batch, max_streams=max_streams, **options)
 
 
 @cache
-def voice(prompt: int) -> VoicePrompt:
+def voice(prompt: int, version: int = 2) -> VoicePrompt:
     """The reference's voice with the first `prompt` tokens of its prompt, or beyond 40 the whole prompt repeated."""
-    tokens = np.tile(GOLDEN["flow.prompt_token"][0], 3)[:prompt].astype(np.int32)
-    mel = np.tile(GOLDEN["flow.prompt_feat"][0], (3, 1))[: 2 * prompt]
-    return VoicePrompt(f"voice {prompt}", GOLDEN["flow.embedding"][0], tokens, mel)
+    golden = GOLDEN[version]
+    tokens = np.tile(golden["flow.prompt_token"][0], 3)[:prompt].astype(np.int32)
+    mel = np.tile(golden["flow.prompt_feat"][0], (3, 1))[: 2 * prompt]
+    return VoicePrompt(f"voice {prompt}", golden["flow.embedding"][0], tokens, mel)
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,14 @@ class Request:
     count: int
     seed: int = 7
     speed: float = 1.0
+    version: int = 2
 
     @property
     def tokens(self) -> np.ndarray:
-        return np.tile(GOLDEN["flow.token"][0], 2)[self.first : self.first + self.count].astype(np.int32)
+        return np.tile(GOLDEN[self.version]["flow.token"][0], 2)[self.first : self.first + self.count].astype(np.int32)
 
     def open(self, engine: DecodeEngine, key: Hashable, **options: object) -> None:
-        engine.open(key, voice(self.prompt), seed=self.seed, speed=self.speed, **options)
+        engine.open(key, voice(self.prompt, self.version), seed=self.seed, speed=self.speed, **options)
 
 
 def drain(engine: DecodeEngine) -> list[DecodeStep]:
@@ -93,7 +97,7 @@ def distance(ours: np.ndarray, reference: np.ndarray) -> float:
 
 @cache
 def alone(request: Request) -> tuple[np.ndarray, np.ndarray]:
-    engine = new_engine()
+    engine = new_engine(request.version)
     request.open(engine, 0)
     engine.feed(0, request.tokens, True)
     return joined(drain(engine))
@@ -103,32 +107,34 @@ def alone(request: Request) -> tuple[np.ndarray, np.ndarray]:
 @torch.inference_mode()
 def one_pass(request: Request) -> np.ndarray:
     """Mel of one chunk-masked pass over prompt and all tokens."""
-    flow, spoken = models()[0], voice(request.prompt)
+    flow, spoken = models(request.version)[0], voice(request.prompt, request.version)
     state = flow.start(torch.from_numpy(spoken.embedding), torch.from_numpy(spoken.mel))
     tokens = torch.from_numpy(np.concatenate([spoken.tokens, request.tokens]).astype(np.int64))
     (result,) = flow.advance([FlowHop(state, tokens, final=True)])
     return result.mel[2 * request.prompt :].numpy()
 
 
-def test_a_stream_gives_the_reference_s_hops_and_mel():
-    request = Request(prompt=40, first=0, count=230)
-    engine = new_engine()
+@both_versions
+def test_a_stream_gives_the_reference_s_hops_and_mel(version):
+    request = Request(prompt=40, first=0, count=230, version=version)
+    engine = new_engine(version)
     request.open(engine, 0)
     engine.feed(0, request.tokens, True)
     steps = drain(engine)
-    assert [len(step.audio) for step in steps] == GOLDEN["stream.schedule"][:, 3].tolist()
+    assert [len(step.audio) for step in steps] == GOLDEN[version]["stream.schedule"][:, 3].tolist()
     mel, _ = joined(steps)
     assert np.abs(mel - one_pass(request)).max() < 1e-5
 
 
-def test_without_noise_the_audio_is_the_reference_s():
+@pytest.mark.parametrize(("version", "accuracy"), [(2, 3e-3), (3, 1e-2)])
+def test_without_noise_the_audio_is_the_reference_s(version, accuracy):
     """To the accuracy that the reference's float32 phase allows; `tests/models/test_hift.py` says why."""
-    engine = new_engine()
-    engine.open(0, voice(40), seed=None)
-    engine.feed(0, Request(40, 0, 230).tokens, True)
+    engine = new_engine(version)
+    engine.open(0, voice(40, version), seed=None)
+    engine.feed(0, Request(40, 0, 230, version=version).tokens, True)
     _, audio = joined(drain(engine))
-    reference = GOLDEN["stream.wav_causal"][0]
-    assert (audio - reference).std() < 3e-3 * reference.std()
+    reference = GOLDEN[version]["stream.wav_causal"][0]
+    assert (audio - reference).std() < accuracy * reference.std()
 
 
 REQUESTS = st.builds(
@@ -141,6 +147,7 @@ REQUESTS = st.builds(
 )
 
 
+@both_versions
 @settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     requests=st.lists(REQUESTS, min_size=2, max_size=5),
@@ -149,9 +156,10 @@ REQUESTS = st.builds(
     max_batch=st.integers(1, 5),
     data=st.data(),
 )
-def test_requests_do_not_influence_each_other(requests, cancelled, portions, max_batch, data):
+def test_requests_do_not_influence_each_other(version, requests, cancelled, portions, max_batch, data):
     """Requests join, are fed and are cancelled in any order; those that finish get what they would get alone."""
-    engine, steps = new_engine(max_batch=max_batch), []
+    requests = [replace(request, version=version) for request in requests]
+    engine, steps = new_engine(version, max_batch=max_batch), []
     fed = dict.fromkeys(range(len(requests)), -1)
     turn = 0
     while fed:
@@ -183,10 +191,11 @@ def test_requests_do_not_influence_each_other(requests, cancelled, portions, max
                 assert np.abs(mel - one_pass(request)).max() < 1e-5
 
 
+@both_versions
 @pytest.mark.parametrize("max_batch", [1, 16])
-def test_fifty_requests_at_once_are_not_swapped(max_batch):
-    engine = new_engine(max_batch=max_batch, max_streams=50)
-    requests = [Request(0, 4 * index, 30 + index % 3, seed=index) for index in range(50)]
+def test_fifty_requests_at_once_are_not_swapped(version, max_batch):
+    engine = new_engine(version, max_batch=max_batch, max_streams=50)
+    requests = [Request(0, 4 * index, 30 + index % 3, seed=index, version=version) for index in range(50)]
     for key, request in enumerate(requests):
         request.open(engine, key)
         engine.feed(key, request.tokens, True)
@@ -201,14 +210,16 @@ def test_fifty_requests_at_once_are_not_swapped(max_batch):
             assert np.array_equal(audio, expected_audio)
 
 
-def test_the_same_request_gives_the_same_bits():
-    request = Request(prompt=10, first=0, count=60)
+@both_versions
+def test_the_same_request_gives_the_same_bits(version):
+    request = Request(prompt=10, first=0, count=60, version=version)
     again = alone.__wrapped__(request)
     assert all(np.array_equal(one, other) for one, other in zip(alone(request), again, strict=True))
 
 
-def test_the_seed_names_the_noise():
-    request = Request(prompt=0, first=0, count=24)
+@both_versions
+def test_the_seed_names_the_noise(version):
+    request = Request(prompt=0, first=0, count=24, version=version)
     mel, audio = alone(request)
     other_mel, other_audio = alone(replace(request, seed=8))
     assert np.array_equal(mel, other_mel)
@@ -225,19 +236,20 @@ def test_mel_output_makes_no_audio():
     assert len(audio) == 0
 
 
+@both_versions
 @pytest.mark.parametrize("speed", [0.5, 1.25])
 @torch.inference_mode()
-def test_another_speed_waits_for_the_end_and_stretches_an_unmasked_pass(speed):
-    request = Request(prompt=40, first=0, count=60, speed=speed)
-    engine = new_engine()
+def test_another_speed_waits_for_the_end_and_stretches_an_unmasked_pass(version, speed):
+    request = Request(prompt=40, first=0, count=60, speed=speed, version=version)
+    engine = new_engine(version)
     request.open(engine, 0)
     engine.feed(0, request.tokens, False)
     assert not engine.busy
     engine.feed(0, request.tokens[:0], True)
     (step,) = drain(engine)
-    full = torch.from_numpy(GOLDEN["flow.mel_full"])
+    full = torch.from_numpy(GOLDEN[version]["flow.mel_full"])
     stretched = torch.nn.functional.interpolate(full, size=int(120 / speed), mode="linear")[0].T
-    (expected,) = vocode(models()[1], [VocoderHop(None, stretched, True, request.seed)])
+    (expected,) = vocode(models(version)[1], [VocoderHop(None, stretched, True, request.seed)])
     assert np.abs(step.mel - stretched.numpy()).max() < 1e-4
     assert step.audio.shape == expected.audio.shape
     assert np.abs(step.audio - expected.audio.numpy()).std() < 1e-2 * expected.audio.std()
@@ -252,16 +264,17 @@ def test_a_request_without_tokens_finishes_empty():
     assert (step.mel.shape, step.audio.shape, step.finished, engine.streams) == ((0, 80), (0,), True, 0)
 
 
-def test_a_prompt_is_computed_once_for_all_requests_of_its_voice(monkeypatch):
-    flow = models()[0]
+@both_versions
+def test_a_prompt_is_computed_once_for_all_requests_of_its_voice(version, monkeypatch):
+    flow = models(version)[0]
     computed = []
     advance = flow.advance
     monkeypatch.setattr(
         flow, "advance", lambda hops, **how: computed.extend(h.tokens.numel() for h in hops) or advance(hops, **how)
     )
-    engine = new_engine()
+    engine = new_engine(version)
     for key in range(3):
-        Request(prompt=57, first=0, count=20).open(engine, key)
+        Request(prompt=57, first=0, count=20, version=version).open(engine, key)
         engine.feed(key, Request(57, 0, 20).tokens, True)
     drain(engine)
     assert sorted(computed) == [27, 27, 27, 53]
@@ -301,10 +314,12 @@ def live_states() -> int:
     return sum(type(item) is StreamState for item in gc.get_objects())
 
 
-def test_nothing_of_a_request_is_left_after_it_finished_or_was_closed():
+@both_versions
+def test_nothing_of_a_request_is_left_after_it_finished_or_was_closed(version):
     before = live_states()
-    engine = new_engine()
+    engine = new_engine(version)
     requests = {"finished": Request(0, 0, 130), "closed": Request(10, 0, 130), "never ran": Request(0, 0, 24)}
+    requests = {key: replace(request, version=version) for key, request in requests.items()}
     for key, request in requests.items():
         request.open(engine, key)
         engine.feed(key, request.tokens[:100], False)
@@ -404,14 +419,15 @@ def test_misuse_is_an_internal_error():
         engine.feed(0, np.zeros(1, np.int32), True)
 
 
-def test_a_step_that_fails_moves_no_request(monkeypatch):
-    engine = new_engine()
-    request = Request(0, 0, 60)
+@both_versions
+def test_a_step_that_fails_moves_no_request(version, monkeypatch):
+    engine = new_engine(version)
+    request = Request(0, 0, 60, version=version)
     request.open(engine, 0)
     engine.feed(0, request.tokens, True)
     first = engine.step()
     with monkeypatch.context() as broken:
-        broken.setattr(models()[1], "pitch", lambda mel: 1 / 0)
+        broken.setattr(models(version)[1], "pitch", lambda *mel, **how: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step()
     mel, _ = joined(first + drain(engine))

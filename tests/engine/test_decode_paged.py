@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -14,7 +15,17 @@ from lighttts.engine.decode_stream import VoicePrompt
 from lighttts.engine.decode_track import NEAR_DRY_S
 from lighttts.engine.flow_pages import RESERVED
 from lighttts.errors import ConfigError, InternalError, InvalidInput, Overloaded
-from tests.engine.test_decode_engine import REQUESTS, Request, alone, distance, drain, joined, models, voice
+from tests.engine.test_decode_engine import (
+    REQUESTS,
+    Request,
+    alone,
+    both_versions,
+    distance,
+    drain,
+    joined,
+    models,
+    voice,
+)
 
 SLOTS = 8
 PLENTY = RESERVED + 60
@@ -30,8 +41,8 @@ class Clock:
         return self.now
 
 
-def new_engine(pages: int = PLENTY, clock: Clock | None = None) -> PagedDecodeEngine:
-    return PagedDecodeEngine(*models(), max_streams=16, slots=SLOTS, pages=pages, clock=clock or Clock())
+def new_engine(pages: int = PLENTY, clock: Clock | None = None, version: int = 2) -> PagedDecodeEngine:
+    return PagedDecodeEngine(*models(version), max_streams=16, slots=SLOTS, pages=pages, clock=clock or Clock())
 
 
 def expect_alone(request: Request, steps: list, key: int) -> None:
@@ -40,6 +51,7 @@ def expect_alone(request: Request, steps: list, key: int) -> None:
     assert distance(audio, alone(request)[1]) < 5e-3
 
 
+@both_versions
 @settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     requests=st.lists(REQUESTS, min_size=2, max_size=5),
@@ -48,10 +60,11 @@ def expect_alone(request: Request, steps: list, key: int) -> None:
     pages=st.sampled_from([RESERVED + 10, PLENTY]),
     data=st.data(),
 )
-def test_requests_get_what_they_would_get_alone(requests, cancelled, portions, pages, data):
+def test_requests_get_what_they_would_get_alone(version, requests, cancelled, portions, pages, data):
     """They join, are fed and are cancelled in any order; ten pages are too few for two of them."""
+    requests = [replace(request, version=version) for request in requests]
     clock = Clock()
-    engine, steps = new_engine(pages, clock), []
+    engine, steps = new_engine(pages, clock, version), []
     fed = dict.fromkeys(range(len(requests)), -1)
     turn = 0
     while fed:
@@ -188,3 +201,32 @@ def test_a_prompt_longer_than_the_pages_is_refused():
 def test_too_little_for_one_hop_is_a_mistake_of_configuration(pages, slots, what):
     with pytest.raises(ConfigError, match=what):
         PagedDecodeEngine(*models(), max_streams=1, slots=slots, pages=pages)
+
+
+def test_a_forgotten_voice_gives_its_pages_back():
+    engine = new_engine()
+    request = Request(prompt=57, first=0, count=130)
+    request.open(engine, 0)
+    engine.feed(0, request.tokens, True)
+    drain(engine)
+    kept = engine.free_pages
+    engine.forget_voice("never heard of")
+    assert engine.free_pages == kept
+    engine.forget_voice(voice(57).key)
+    assert engine.free_pages == PLENTY - RESERVED
+
+
+def test_a_voice_that_is_forgotten_while_its_prompt_is_computed_goes_after_it():
+    engine = new_engine()
+    request = Request(prompt=57, first=0, count=130)
+    request.open(engine, 0)
+    engine.feed(0, request.tokens, True)
+    engine.step()
+    engine.close(0)
+    engine.forget_voice(voice(57).key)
+    drain(engine)
+    other = Request(prompt=0, first=0, count=30)
+    other.open(engine, 1)
+    engine.feed(1, other.tokens, True)
+    drain(engine)
+    assert engine.free_pages == PLENTY - RESERVED

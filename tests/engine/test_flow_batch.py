@@ -14,34 +14,34 @@ from torch import Tensor
 from lighttts.engine.flow_batch import FlowBatch, FlowTask
 from lighttts.engine.flow_pages import RESERVED, PagePool
 from lighttts.models.directory import ModelDirectory
-from lighttts.models.flow import CausalMaskedDiffWithXvec, FlowHop, load_flow
+from lighttts.models.flow import Flow, FlowHop, load_flow
 
-TINY = Path(__file__).parents[1] / "golden" / "cosyvoice2-tiny"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CHUNK = 25
 AHEAD = 3
 SLOTS = 6
 
 
-@pytest.fixture(scope="module")
-def flow() -> CausalMaskedDiffWithXvec:
+@pytest.fixture(scope="module", params=["cosyvoice2-tiny", "cosyvoice3-tiny"])
+def flow(request: pytest.FixtureRequest) -> Flow:
     torch.set_num_threads(1)
-    return load_flow(ModelDirectory.open(TINY))
+    return load_flow(ModelDirectory.open(GOLDEN / request.param))
 
 
 class Request:
     """One request's tokens, and its mel by the model's own streaming in hops of `hops` chunks, the rest at the end."""
 
-    def __init__(self, flow: CausalMaskedDiffWithXvec, seed: int, hops: list[int], rest: int, prompt: int) -> None:
+    def __init__(self, flow: Flow, seed: int, hops: list[int], rest: int, prompt: int) -> None:
         numbers = torch.Generator().manual_seed(seed)
         count = CHUNK * sum(hops) + AHEAD + rest
         self.tokens = torch.randint(flow.config.vocabulary, (count,), generator=numbers)
         self.hops, self.rest = hops, rest
         self.embedding = torch.randn(flow.config.speaker_size, generator=numbers)
-        self.prompt = torch.randn(prompt, flow.config.estimator.out_channels, generator=numbers)
+        self.prompt = torch.randn(prompt, flow.config.mel, generator=numbers)
         self.pages: list[int] = []
         self.mel: list[Tensor] = []
 
-    def reference(self, flow: CausalMaskedDiffWithXvec) -> Tensor:
+    def reference(self, flow: Flow) -> Tensor:
         state, at, mel = flow.start(self.embedding, self.prompt), 0, []
         for chunks in self.hops:
             [result] = flow.advance([FlowHop(state, self.tokens[at : at + CHUNK * chunks + AHEAD], False)])
@@ -51,7 +51,7 @@ class Request:
         mel.append(flow.advance([FlowHop(state, self.tokens[at:], True)])[0].mel)
         return torch.cat(mel)
 
-    def task(self, flow: CausalMaskedDiffWithXvec, pool: PagePool) -> FlowTask:
+    def task(self, flow: Flow, pool: PagePool) -> FlowTask:
         """The next hop; its pages are taken."""
         done, hop = len(self.pages), len(self.mel)
         final = hop == len(self.hops)
@@ -63,7 +63,7 @@ class Request:
         return FlowTask(list(self.pages), done, tokens.numpy().astype(np.int32), final, state.speaker, self.prompt)
 
 
-def requests(flow: CausalMaskedDiffWithXvec) -> st.SearchStrategy[Request]:
+def requests(flow: Flow) -> st.SearchStrategy[Request]:
     hops = st.lists(st.integers(1, 2), max_size=3)
     return st.builds(Request, st.just(flow), st.integers(0, 99), hops, st.integers(0, CHUNK), st.integers(0, 120))
 

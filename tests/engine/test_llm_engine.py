@@ -23,6 +23,7 @@ from lighttts.models.directory import ModelDirectory
 from lighttts.models.llm import SpeechLM, Vocabulary, load_llm
 from lighttts.models.qwen2 import Qwen2Config
 from lighttts.models.sampling import Sampling, sample
+from tests.talkative import talkative
 
 torch.set_num_threads(1)
 
@@ -44,7 +45,7 @@ def middling() -> SpeechLM:
         vocabulary=50, width=256, inner=512, layers=2, heads=4, kv_heads=2, head_width=64, norm_epsilon=1e-6,
         rope_theta=1e6, init_std=0.08,
     )  # fmt: skip
-    vocabulary = Vocabulary(text=50, task=2, speech=1500, stops=3, sos=50, task_id=51)
+    vocabulary = Vocabulary(text=50, task=2, speech=1500, stops=3, sos=50, task_id=51, end_of_speech=1500, fill=1502)
     return SpeechLM(config, vocabulary, Sampling(top_p=0.8, top_k=25, win_size=10, tau_r=0.1)).eval()
 
 
@@ -372,6 +373,58 @@ class TestBatchedSteps:
         assert prefill_rows(50) == [64]
         assert prefill_rows(300) == [128, 256, 304]
         assert prefill_rows(10_000) == [128, 256, 512, 1024, 2048]
+
+
+class TestCosyVoice3:
+    """The same engine serves it: the vocabulary alone knows that its ids lie elsewhere."""
+
+    @pytest.fixture(scope="module")
+    @classmethod
+    def model(cls, tmp_path_factory: pytest.TempPathFactory) -> SpeechLM:
+        folder = talkative(tmp_path_factory.mktemp("cosyvoice3") / "model")
+        return load_llm(ModelDirectory.open(folder), torch.device("cpu"))
+
+    @pytest.fixture(scope="module")
+    @classmethod
+    def alone(cls, model: SpeechLM) -> dict[int, list[int]]:
+        return {number: solo(varied(number), model) for number in range(16)}
+
+    def test_tokens_are_those_of_the_plain_loop(self, model, alone) -> None:
+        assert len({len(tokens) for tokens in alone.values()}) > 4
+        for number, tokens in alone.items():
+            assert tokens == TestGeneration().reference(model, varied(number))
+
+    @pytest.mark.parametrize("steps", [llm.AloneSteps, BatchedSteps])
+    def test_tokens_do_not_depend_on_who_joins_or_leaves(self, model, alone, steps, monkeypatch) -> None:
+        if steps is BatchedSteps:
+            monkeypatch.setattr(llm, "_steps", BatchedSteps)
+        shared = engine(model, slots=3)
+        made: dict[Hashable, list[int]] = {}
+        finished: set[Hashable] = set()
+        for number in alone:
+            shared.add(varied(number))
+            collect(shared.step(), made, finished)
+            if number % 5 == 4:
+                shared.cancel(number)
+        while shared.busy:
+            collect(shared.step(), made, finished)
+        assert finished >= {number for number in alone if number % 5 != 4}
+        assert {number: made[number] for number in finished} == {number: alone[number] for number in finished}
+
+    def test_each_of_its_stop_tokens_ends_speech(self) -> None:
+        model = load_llm(ModelDirectory.open(GOLDEN / "cosyvoice3-tiny"), torch.device("cpu"))
+        for stop in (100, 102, 199, 299):
+            bias = torch.zeros(300)
+            bias[stop] = 50.0
+            model.llm_decoder.bias = torch.nn.Parameter(bias, requires_grad=False)
+            assert solo(job("a", text=range(9)), model) == []
+
+    def test_the_end_of_speech_is_not_drawn_before_the_minimum(self) -> None:
+        eager = load_llm(ModelDirectory.open(GOLDEN / "cosyvoice3-tiny"), torch.device("cpu"))
+        bias = torch.full((300,), -50.0)
+        bias[:100], bias[eager.vocabulary.end_of_speech] = 0.0, 50.0
+        eager.llm_decoder.bias = torch.nn.Parameter(bias, requires_grad=False)
+        assert len(solo(job("a", text=range(9), prompt_text=range(30)), eager)) == 18
 
 
 class TestQueue:

@@ -27,6 +27,29 @@ def test_the_least_recently_used_is_forgotten_first():
     assert (cache.hits, cache.misses) == (3, 1)
 
 
+def test_what_is_not_used_for_a_time_is_forgotten():
+    now = [0.0]
+    cache = FeatureCache(1000, 10.0, lambda: now[0])
+    cache.put("used", features(10))
+    cache.put("unused", features(10))
+    now[0] = 10.0
+    cache.get("used")
+    now[0] = 10.5
+    cache.expire()
+    assert cache.size == 40
+    assert cache.get("unused") is None
+    assert cache.get("used") is not None
+
+
+def test_what_is_to_be_forgotten_is():
+    cache = FeatureCache(1000)
+    cache.put("a", features(10))
+    cache.forget("a")
+    cache.forget("never there")
+    assert cache.get("a") is None
+    assert cache.size == 0
+
+
 def test_what_exceeds_the_bound_alone_displaces_nothing():
     cache = FeatureCache(80)
     cache.put("a", features(10))

@@ -109,6 +109,16 @@ def test_cosyvoice3_is_given_its_instruction_in_every_mode(prompt_file):
         assert bool(ids[len(INSTRUCTION) :]) == bool(job.prompt_text)
 
 
+def test_where_text_comes_in_pieces_cosyvoice3s_instruction_stands_before_all_blocks(prompt_file):
+    voice = EncodeJob("", prompt_audio=prompt_file, prompt_text="Well", pieces="auto")
+    third, second = ENGINES[3].encode(voice), ENGINES[2].encode(voice)
+    assert (third.pieces, third.sentences, third.lead) == ("interleaved", (), len(INSTRUCTION))
+    assert third.prompt_text_ids.tolist()[: third.lead] == INSTRUCTION
+    assert (second.pieces, second.lead) == ("interleaved", 0)
+    instructed = ENGINES[3].encode(EncodeJob("", voice="tiny-voice", instruct="in a whisper", pieces="sentences"))
+    assert (instructed.pieces, instructed.lead) == ("sentences", len(instructed.prompt_text_ids))
+
+
 def test_cosyvoice3_keeps_an_instruction_that_is_given(prompt_file):
     in_text = ENGINES[3].encode(EncodeJob("Speak fast.<|endofprompt|>Hi.", voice="tiny-voice"))
     assert in_text.sentences[0].ids.tolist().count(END_OF_PROMPT) == 1

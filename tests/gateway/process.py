@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -57,6 +58,12 @@ class Gateway:
             line = self._more.wait_for(lambda: found() or self._process.poll() is not None, PATIENCE_S) and found()
         assert line, self.lines
         return line
+
+    @property
+    def resident_mb(self) -> float:
+        """Its memory."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to it."""

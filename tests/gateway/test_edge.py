@@ -220,6 +220,14 @@ def test_what_is_too_large_or_no_body_of_its_kind_is_refused(
     assert error.get("message")
 
 
+@pytest.mark.parametrize("path", ["/query_tts_model", "/nothing", "/liveness"])
+def test_a_body_that_nobody_asked_for_is_not_kept(gateway: Gateway, path: str) -> None:
+    before = gateway.resident_mb
+    pieces = (bytes(1 << 20) for _ in range(64))
+    assert requests.post(f"{gateway.url}{path}", data=pieces).status_code in (200, 404, 405)
+    assert gateway.resident_mb < before + 16
+
+
 @pytest.mark.parametrize(
     ("path", "kind"), [("/v1/nothing", "application/json"), ("/nothing", "application/problem+json")]
 )

@@ -1,18 +1,22 @@
-"""The page at /."""
+"""The pages at / and /docs."""
 
 from __future__ import annotations
 
 import re
 
+import pytest
 import requests
 
 from tests.gateway.process import Gateway
 
 
-def test_the_page_needs_nothing_from_elsewhere(gateway: Gateway) -> None:
-    response = requests.get(f"{gateway.url}/")
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_page_needs_nothing_from_elsewhere(gateway: Gateway, path: str) -> None:
+    response = requests.get(f"{gateway.url}{path}")
     assert response.headers["content-type"] == "text/html; charset=utf-8"
-    assert "default-src 'none'" in response.headers["content-security-policy"]
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
     assert not re.search(r"https?:|//[a-z]", re.sub(r"(?m)^\s*//.*$", "", response.text))
 
 

@@ -199,10 +199,12 @@ def test_a_flush_speaks_what_is_no_whole_sentence(stub: Any) -> None:
 
 
 def test_the_manner_of_a_conversation_reaches_the_broker(before_fake: Any, fake: FakeBroker) -> None:
-    turns = [Turn(begin=Manner(voice="june", speed=1.5)), Turn(text="Hello.")]
+    manner = Manner(voice="june", speed=1.5, instruct="Softly.", style="lively")
+    turns = [Turn(begin=manner), Turn(text="Hello.")]
     assert list(before_fake.Talk(iter(turns)))
     asked = fake.wait_for(Synth)
-    assert (asked.voice, asked.speed) == ("june", 1.5)
+    assert (asked.pieces, asked.voice, asked.speed) == ("auto", "june", 1.5)
+    assert (asked.instruct, asked.style) == ("Softly.", "lively")
 
 
 @pytest.mark.parametrize("last", [[], [Turn(end=messages.End())]])

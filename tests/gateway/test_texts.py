@@ -1,4 +1,4 @@
-"""Cutting text that is still being written."""
+"""Text that comes piece by piece, between who says it and who passes it on."""
 
 from __future__ import annotations
 
@@ -7,76 +7,62 @@ import asyncio
 import pytest
 
 from lighttts.gateway.failures import Refused
-from lighttts.gateway.texts import LONGEST, PENDING_MAX, Said, Texts
+from lighttts.gateway.texts import PENDING_MAX, Said, Texts
 
 
-def taken(*pieces: str, end: bool = True) -> list[str]:
-    """All that is taken of a text that comes in these pieces, each looked at before the next."""
-
-    async def run() -> list[str]:
+def test_what_comes_meanwhile_is_taken_together_up_to_a_flush() -> None:
+    async def run() -> list[Said]:
         texts = Texts()
-        found: list[str] = []
+        for said in (Said("Hel"), Said("lo.", flush=True), Said("How"), Said(" are"), Said(" you?", end=True)):
+            texts.add(said)
+        return [await texts.take() for _ in range(3)]
 
-        async def take_all() -> None:
-            while text := await texts.take():
-                found.append(text)
+    assert asyncio.run(run()) == [Said("Hello.", flush=True), Said("How are you?", end=True), Said("", end=True)]
 
-        taking = asyncio.create_task(take_all())
-        for piece in pieces:
-            texts.add(Said(piece))
-            # The taker runs until it waits again.
-            await asyncio.sleep(0)
-        if end:
-            texts.add(Said("", end=True))
-            await taking
-        else:
-            taking.cancel()
-        return found
 
-    return asyncio.run(run())
+def test_who_takes_waits_for_more() -> None:
+    async def run() -> None:
+        texts = Texts()
+        taking = asyncio.create_task(texts.take())
+        await asyncio.sleep(0)
+        assert not taking.done()
+        texts.add(Said("more"))
+        assert await taking == Said("more")
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(
-    ("pieces", "sentences"),
-    [
-        (("Hello. How are", " you? Fi"), ["Hello.", " How are you?"]),
-        (("It costs 3.14 or 2.", "5 dollars"), []),
-        (("He said 'No.' And",), ["He said 'No.'"]),
-        (("你好。今天", "天气不错！是"), ["你好。", "今天天气不错！"]),
-        (("One line\nand",), ["One line\n"]),
-        (("One. Two. Three",), ["One. Two."]),
-        (("... ", "Well. "), [" Well."]),
-        (("word " * (LONGEST // 5 + 1) + "cut",), ["word " * (LONGEST // 5 + 1)]),
-        (("x" * (LONGEST + 1),), ["x" * (LONGEST + 1)]),
-    ],
+    ("pieces", "speakable"),
+    [(("Hello",), True), (("... ", "?", "好"), True), (("... ", "\n-"), False), ((), False)],
 )
-def test_whole_sentences_are_taken_at_once_and_the_rest_waits(pieces: tuple[str, ...], sentences: list[str]) -> None:
-    assert taken(*pieces, end=False) == sentences
-
-
-def test_a_flush_gives_what_has_come_and_nothing_after_it() -> None:
-    async def run() -> tuple[str, str]:
+def test_it_begins_with_something_that_can_be_spoken(pieces: tuple[str, ...], speakable: bool) -> None:
+    async def run() -> bool:
         texts = Texts()
-        texts.add(Said("Hello, ", flush=True))
-        texts.add(Said("and more. And"))
-        first = await texts.take()
-        texts.add(Said(" so on", flush=True))
-        return first, await texts.take()
+        begun = asyncio.create_task(texts.begun())
+        for piece in pieces:
+            assert not begun.done()
+            texts.add(Said(piece))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        if not speakable:
+            texts.add(Said("", end=True))
+        return await begun
 
-    assert asyncio.run(run()) == ("Hello, and more.", " And so on")
-
-
-def test_the_end_gives_the_rest() -> None:
-    assert taken("Hello. How are", " you") == ["Hello.", " How are you"]
-    assert taken("Hello. ", " ...") == ["Hello."]
-    assert taken() == []
+    assert asyncio.run(run()) is speakable
 
 
 def test_what_waits_is_bounded_and_nothing_follows_the_end() -> None:
+    async def run() -> None:
+        texts = Texts()
+        texts.add(Said("x" * PENDING_MAX))
+        await texts.take()
+        texts.add(Said("x" * PENDING_MAX))
+        with pytest.raises(Refused, match="wait to be spoken"):
+            texts.add(Said("x"))
+
+    asyncio.run(run())
     texts = Texts()
-    texts.add(Said("x" * PENDING_MAX))
-    with pytest.raises(Refused, match="wait to be spoken"):
-        texts.add(Said("x"))
     texts.add(Said("", end=True))
     with pytest.raises(Refused, match="follow the end"):
         texts.add(Said("x"))

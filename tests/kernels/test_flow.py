@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from lighttts.engine.flow_batch import FlowBatch, FlowTask
 from lighttts.engine.flow_ops import Linear, Norm, TorchOps
-from lighttts.engine.flow_pages import Blocks
+from lighttts.engine.flow_pages import RESERVED, Blocks, PagePool
 from lighttts.kernels.flow import TritonOps
+from lighttts.models.directory import ModelDirectory
+from lighttts.models.flow import load_flow
+
+TINY3 = Path(__file__).parents[1] / "golden" / "cosyvoice3-tiny"
 
 PAGES, STEPS, LAYERS, HALVES, TAIL = 12, 3, 2, 2, 2
 BLOCKS = Blocks(
@@ -97,3 +105,25 @@ def test_mish_of_a_norm_and_what_is_added(width, by_step):
     add, step = (torch.randn(STEPS, width), BLOCKS.step) if by_step else (torch.randn_like(x), None)
     ours = TritonOps().norm_mish(x, norm, add, step)
     assert torch.allclose(ours, TorchOps().norm_mish(x, norm, add, step), atol=1e-4)
+
+
+def test_a_diffusion_transformer_with_the_kernels_makes_the_mel_of_one_without():
+    flow = load_flow(ModelDirectory.open(TINY3))
+    numbers = np.random.default_rng(5)
+    tokens = [numbers.integers(0, 100, count).astype(np.int32) for count in (50, 28)]
+    mels = []
+    for ops in (TritonOps(), TorchOps()):
+        pool = PagePool(flow, RESERVED + 3)
+        batch = FlowBatch(flow, pool, 3, ops)
+        with torch.inference_mode():
+            state = flow.start(torch.ones(192), torch.zeros(0, 80))
+            first = FlowTask([pool.take(), pool.take()], 0, tokens[0], True, state.speaker, state.prompt)
+            second = FlowTask([pool.take()], 0, tokens[1], False, state.speaker, state.prompt)
+            batch.join([first])
+            batch.tick([first])
+            batch.join([second])
+            while batch.tick([task for task in (first, second) if task.done < batch.steps]) != [second]:
+                pass
+            mels.append(torch.cat([batch.mel(first), batch.mel(second)]))
+    assert mels[0].shape == (150, 80)
+    assert (mels[0] - mels[1]).abs().max() < 1e-5 * mels[1].std()

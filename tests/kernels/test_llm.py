@@ -21,10 +21,11 @@ from lighttts.models.directory import ModelDirectory
 from lighttts.models.llm import SpeechLM, Vocabulary, load_llm
 from lighttts.models.qwen2 import Qwen2Config
 from lighttts.models.sampling import Sampling
+from tests.talkative import talkative
 
 torch.set_num_threads(1)
 
-TINY = Path(__file__).parents[1] / "golden" / "cosyvoice2-tiny"
+GOLDEN = Path(__file__).parents[1] / "golden"
 SLOTS, LENGTH = 5, 150
 IDLE = SLOTS
 UPSTREAM = Sampling(top_p=0.8, top_k=25, win_size=10, tau_r=0.1)
@@ -39,7 +40,7 @@ def model(
         vocabulary=50, width=72, inner=40, layers=2, heads=heads, kv_heads=kv_heads, head_width=width,
         norm_epsilon=1e-6, rope_theta=1e6, init_std=0.5,
     )  # fmt: skip
-    return SpeechLM(config, Vocabulary(50, 2, speech, 3, 50, 51), sampling).eval()
+    return SpeechLM(config, Vocabulary(50, 2, speech, 3, 50, 51, speech, speech + 2), sampling).eval()
 
 
 class Both:
@@ -120,7 +121,7 @@ def states(model: SpeechLM, history: Tensor, seeds: list[int], steps: list[int])
 
 def test_inputs_are_those_of_the_slots_named() -> None:
     tiny = model()
-    both, table = Both(tiny), llm_state.input_table(tiny)
+    both, table = Both(tiny), tiny.input_table()
     state = states(tiny, torch.full((SLOTS + 1, 10), -1), [0] * 6, [0] * 6)
     slots = torch.tensor([2, IDLE, 0])
     for ours, theirs in zip(*(ops.embed(state, slots, table) for ops in (both.kernels, both.torch)), strict=True):
@@ -194,8 +195,10 @@ def test_tokens_of_a_published_vocabulary_are_those_of_the_reference() -> None:
     assert torch.equal(*drawn)
 
 
-def test_an_engine_with_the_kernels_makes_the_tokens_of_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = load_llm(ModelDirectory.open(TINY), torch.device("cpu"))
+@pytest.mark.parametrize("version", [2, 3])
+def test_an_engine_with_the_kernels_makes_the_tokens_of_one_without(version, tmp_path, monkeypatch) -> None:
+    folder = GOLDEN / "cosyvoice2-tiny" if version == 2 else talkative(tmp_path / "model")
+    tiny = load_llm(ModelDirectory.open(folder), torch.device("cpu"))
     jobs = [
         GenerateJob(n, np.arange(2 + n, dtype=np.int32), 1, np.arange(3 * n, dtype=np.int32), n, np.zeros(0, np.int32))
         for n in range(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from lighttts.errors import ModelError
 from lighttts.models.directory import ModelDirectory
-from lighttts.models.flow import CausalMaskedDiffWithXvec, FlowHop, FlowState, load_flow
+from lighttts.models.flow import CausalMaskedDiffWithXvec, Flow, FlowHop, FlowState, load_flow
 from lighttts.models.flow_config import FlowConfig
 from lighttts.models.streaming import Window
 
@@ -20,15 +21,23 @@ TINY = Path(__file__).parents[1] / "golden" / "cosyvoice2-tiny"
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def golden() -> dict[str, Tensor]:
-    return load_file(TINY / "golden.safetensors")
+@pytest.fixture(scope="module", params=["cosyvoice2-tiny", "cosyvoice3-tiny"])
+def tiny(request: pytest.FixtureRequest) -> Path:
+    return TINY.parent / request.param
 
 
 @pytest.fixture(scope="module")
-def flow() -> CausalMaskedDiffWithXvec:
+def golden(tiny: Path) -> dict[str, Tensor]:
+    return load_file(tiny / "golden.safetensors")
+
+
+@pytest.fixture(scope="module")
+def flow(tiny: Path) -> Flow:
     torch.set_num_threads(1)
-    return load_flow(ModelDirectory.open(TINY))
+    return load_flow(ModelDirectory.open(tiny))
+
+
+cosyvoice2_only = pytest.mark.parametrize("tiny", ["cosyvoice2-tiny"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +56,7 @@ def all_tokens(golden: dict[str, Tensor], count: int) -> Tensor:
     return torch.cat([golden["flow.prompt_token"][0], golden["flow.token"][0, :count]])
 
 
-def start(flow: CausalMaskedDiffWithXvec, golden: dict[str, Tensor]) -> FlowState:
+def start(flow: Flow, golden: dict[str, Tensor]) -> FlowState:
     return flow.start(golden["flow.embedding"][0], golden["flow.prompt_feat"][0])
 
 
@@ -59,11 +68,12 @@ def test_the_noise_table_is_the_reference_s(flow, golden):
 def test_the_estimator_matches_the_reference(flow, golden, name, chunk):
     estimator = flow.decoder.estimator
     x, mu, cond = (golden[f"est.{key}"].transpose(1, 2) for key in ("x", "mu", "cond"))
-    window = Window.whole(None, x.size(1), chunk, CPU)
+    window = Window.whole(None, x.size(1), chunk, CPU, flow.decoder.shape.tail)
     out = estimator(x, mu, golden["est.spks"], cond, estimator.time_mlp(golden["est.t"]), window)
     assert error(out.transpose(1, 2), golden[f"est.out_{name}"]) < 1e-4
 
 
+@cosyvoice2_only
 @pytest.mark.parametrize(("name", "chunk", "ahead"), [("full", None, 0), ("stream", 25, 3)])
 def test_the_encoder_matches_the_reference(flow, golden, name, chunk, ahead):
     tokens = all_tokens(golden, 60)[None]
@@ -83,7 +93,7 @@ def test_the_mel_matches_the_reference(flow, golden, name, chunked, final):
     assert error(mel.T[None], golden[f"flow.mel_{name}"]) < 1e-4
 
 
-def in_hops(flow: CausalMaskedDiffWithXvec, state: FlowState, tokens: Tensor, hops: list[int]) -> Tensor:
+def in_hops(flow: Flow, state: FlowState, tokens: Tensor, hops: list[int]) -> Tensor:
     mels, position = [], 0
     for count in hops:
         (result,) = flow.advance([FlowHop(state, tokens[position : position + count + 3], final=False)])
@@ -147,7 +157,9 @@ def test_the_cache_is_as_large_as_its_formula_says(flow, golden):
     solver, shape = result.state.solver, flow.decoder.shape
     keys_values = 200 * shape.passes * shape.layers * 2 * shape.rows * shape.width * 4
     assert sum(chunk.nbytes for chunk in solver.chunks) == keys_values
-    assert result.state.bytes < 1.1 * keys_values
+    tails = shape.passes * shape.rows * shape.tail * shape.channels * 4
+    assert result.state.solver.tails.nbytes == tails
+    assert result.state.bytes < 1.1 * keys_values + tails
 
 
 def test_training_reaches_every_parameter_whatever_the_padding():
@@ -166,6 +178,7 @@ def test_training_reaches_every_parameter_whatever_the_padding():
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
+@cosyvoice2_only
 def test_encoding_ignores_padding(flow, golden):
     tokens = all_tokens(golden, 60)
     padded = torch.stack([tokens, F.pad(tokens[:33], (0, 67), value=5)])
@@ -174,9 +187,37 @@ def test_encoding_ignores_padding(flow, golden):
         assert (mu[1, :66] - flow.encode(tokens[None, :33], chunked=chunked)[0]).abs().max() < 1e-5
 
 
-def test_a_yaml_of_another_flow_is_refused_by_name():
-    with pytest.raises(ModelError, match="CausalMaskedDiffWithXvec"):
-        load_flow(ModelDirectory.open(TINY.parent / "cosyvoice3-tiny"))
+def changed(tiny: Path, folder: Path, old: str, new: str) -> ModelDirectory:
+    model = Path(shutil.copytree(tiny, folder / "model"))
+    path = next(model.glob("*.yaml"))
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    return ModelDirectory.open(model)
+
+
+def test_a_yaml_of_another_flow_is_refused_by_name(tmp_path):
+    directory = changed(TINY, tmp_path, "flow.flow.CausalMaskedDiffWithXvec", "flow.flow.MaskedDiffWithXvec")
+    with pytest.raises(ModelError, match="MaskedDiffWithXvec; a model with CausalMaskedDiffWithXvec or Caus"):
+        load_flow(directory)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("    input_size: 80", "    input_size: 512", "flow.input_size is 512"),
+        ("in_channels: 80\n        channels", "in_channels: 64\n        channels", "layer.in_channels is 64"),
+        ("mel_dim: 80", "mel_dim: 100", "mu_dim is 80, but the flows that are served have 100"),
+        ("<chunk_size> * <token_mel_ratio>", "<chunk_size>", "static_chunk_size % token_mel_ratio is 1"),
+        ("dim: 64\n", "dim: 72\n", "dim % 16 is 8"),
+        ("!new:cosyvoice.flow.DiT.dit.DiT", "!new:cosyvoice.flow.decoder.ConditionalDecoder", "class is 'Conditional"),
+        ("token_mel_ratio: 2", "token_mel_ratio: 4", "token_mel_ratio is 4"),
+        ("depth: 2", "depth: 3", "lacks the tensor decoder.estimator.transformer_blocks.2."),
+    ],
+)
+def test_what_no_cosyvoice3_flow_has_is_refused_by_key(tmp_path, old, new, said):
+    with pytest.raises(ModelError) as caught:
+        load_flow(changed(TINY.parent / "cosyvoice3-tiny", tmp_path, old, new))
+    assert said in caught.value.text
 
 
 def test_noise_belongs_to_the_absolute_frame_and_ends_with_its_table(flow):
@@ -187,8 +228,8 @@ def test_noise_belongs_to_the_absolute_frame_and_ends_with_its_table(flow):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_layers_give_nearly_the_same_mel_in_float32(flow, golden, dtype):
-    half = load_flow(ModelDirectory.open(TINY), dtype=dtype)
+def test_half_precision_layers_give_nearly_the_same_mel_in_float32(flow, golden, tiny, dtype):
+    half = load_flow(ModelDirectory.open(tiny), dtype=dtype)
     mel = in_hops(half, start(half, golden), all_tokens(golden, 85), [75])
     (exact,) = flow.advance([FlowHop(start(flow, golden), all_tokens(golden, 85), final=True)])
     assert mel.dtype == torch.float32

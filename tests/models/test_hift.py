@@ -6,6 +6,7 @@ by a thousandth. So each stage is held to 1e-4 from the reference's own input, a
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -266,6 +267,18 @@ def test_training_reaches_every_parameter():
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
-def test_a_yaml_of_another_vocoder_is_refused_by_name():
-    with pytest.raises(ModelError, match="HiFTGenerator"):
-        load_hift(ModelDirectory.open(TINY.parent / "cosyvoice3-tiny"))
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("generator.HiFTGenerator", "generator.Vocos", "hift is no HiFTGenerator or CausalHiFTGenerator at 24000 Hz"),
+        ("sample_rate: 24000", "sample_rate: 22050", "at 24000 Hz"),
+        ("f0_predictor.ConvRNN", "f0_predictor.CausalConvRNN", "hift.f0_predictor is no ConvRNNF0Predictor"),
+    ],
+)
+def test_a_yaml_of_another_vocoder_is_refused_by_name(tmp_path, old, new, said):
+    model = Path(shutil.copytree(TINY, tmp_path / "model"))
+    text = (model / "cosyvoice2.yaml").read_text()
+    assert old in text
+    (model / "cosyvoice2.yaml").write_text(text.replace(old, new))
+    with pytest.raises(ModelError, match=said):
+        load_hift(ModelDirectory.open(model))

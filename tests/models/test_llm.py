@@ -1,4 +1,4 @@
-"""CosyVoice2's language model, loaded the way a published directory is, against the reference's outputs."""
+"""The language models, loaded the way a published directory is, against the reference's outputs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,22 @@ PINNED = load_file(Path(__file__).parent / "data" / "cosyvoice2_tiny_llm.safeten
 """Steps of the reference run with the transformers version that upstream requires (4.51.3)."""
 
 
-@pytest.fixture(scope="module")
-def golden() -> dict[str, Tensor]:
-    return load_file(GOLDEN / "cosyvoice2-tiny" / "golden.safetensors")
+@pytest.fixture(scope="module", params=["cosyvoice2-tiny", "cosyvoice3-tiny"])
+def tiny(request: pytest.FixtureRequest) -> Path:
+    return GOLDEN / request.param
 
 
 @pytest.fixture(scope="module")
-def llm() -> SpeechLM:
-    return load_llm(ModelDirectory.open(GOLDEN / "cosyvoice2-tiny"), CPU)
+def golden(tiny: Path) -> dict[str, Tensor]:
+    return load_file(tiny / "golden.safetensors")
+
+
+@pytest.fixture(scope="module")
+def llm(tiny: Path) -> SpeechLM:
+    return load_llm(ModelDirectory.open(tiny), CPU)
+
+
+cosyvoice2_only = pytest.mark.parametrize("tiny", ["cosyvoice2-tiny"], indirect=True)
 
 
 @pytest.fixture
@@ -62,9 +70,11 @@ class TestReference:
     def test_first_step(self, llm, golden) -> None:
         assert_close(teacher_forced(llm, golden, golden["llm.greedy_tokens"][:1]), golden["llm.logp"][:1])
 
+    @cosyvoice2_only
     def test_every_step(self, llm, golden) -> None:
         assert_close(teacher_forced(llm, golden, PINNED["greedy_tokens"]), PINNED["logp"])
 
+    @cosyvoice2_only
     def test_greedy_tokens(self, llm, golden) -> None:
         tokens = torch.zeros(0, dtype=torch.int64)
         for _ in PINNED["greedy_tokens"]:
@@ -75,7 +85,7 @@ class TestReference:
     def test_every_step_of_the_golden_file_under_the_mask_it_was_made_with(self, llm, golden) -> None:
         """transformers 5 pads the one-entry mask that upstream gives each step with zeros: only `sos` is attended to.
 
-        The golden file was made with it; its first step, which is prefilled, is not affected.
+        The golden files were made with it; their first step, which is prefilled, is not affected.
         """
         ids = prompt_ids(llm, golden)[0]
         tokens = torch.zeros(0, dtype=torch.int64)
@@ -119,9 +129,24 @@ class TestReference:
         assert_close(mine, reference)
 
 
+class TestVocabulary:
+    def test_ids_are_those_of_the_class_that_the_yaml_names(self, llm, tiny) -> None:
+        ids = llm.vocabulary
+        found = (ids.sos, ids.task_id, ids.end_of_speech, ids.fill, ids.stops)
+        assert (
+            found
+            == {"cosyvoice2-tiny": (600, 601, 100, 102, 3), "cosyvoice3-tiny": (700, 702, 101, 103, 200)}[tiny.name]
+        )
+
+    def test_each_id_after_those_of_text_is_a_row_of_the_input_table(self, llm) -> None:
+        ids = torch.arange(llm.vocabulary.text, llm.vocabulary.speech_offset + llm.vocabulary.speech + 3)
+        with torch.no_grad():
+            assert torch.equal(llm.embed(ids), llm.input_table()[: len(ids)])
+
+
 class TestStateDict:
-    def test_names_and_tensors_are_the_published_ones(self, llm) -> None:
-        published = ModelDirectory.open(GOLDEN / "cosyvoice2-tiny").load_weights("llm.pt")
+    def test_names_and_tensors_are_the_published_ones(self, llm, tiny) -> None:
+        published = ModelDirectory.open(tiny).load_weights("llm.pt")
         del published["llm.model.lm_head.weight"]
         ours = llm.state_dict()
         assert ours.keys() == published.keys()
@@ -155,9 +180,9 @@ class TestTraining:
         torch.testing.assert_close(masked[1], bare[1], rtol=0, atol=1e-5)
         assert masked.isfinite().all()
 
-    def test_every_parameter_is_trained(self) -> None:
+    def test_every_parameter_is_trained(self, tiny) -> None:
         torch.manual_seed(2)
-        llm = build_llm(ModelDirectory.open(GOLDEN / "cosyvoice2-tiny"))
+        llm = build_llm(ModelDirectory.open(tiny))
         ids = torch.from_numpy(llm.vocabulary.sequence([1, 2, 3], [4, 5, 6]))[None]
         logits = llm(llm.embed(ids), torch.ones_like(ids, dtype=torch.bool))
         logits[0, -4:].log_softmax(-1)[torch.arange(4), torch.tensor([4, 5, 6, 100])].sum().backward()
@@ -187,8 +212,9 @@ class TestRefusal:
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))
 
-    def test_a_class_it_does_not_know(self) -> None:
-        assert "llm is a CosyVoice3LM; a model with Qwen2LM is needed" in self.refusal(GOLDEN / "cosyvoice3-tiny")
+    def test_a_class_it_does_not_know(self, model: Path) -> None:
+        self.change_yaml(model, "cosyvoice.llm.llm.Qwen2LM", "cosyvoice.llm.llm.TransformerLM")
+        assert "a TransformerLM; a model with Qwen2LM or CosyVoice3LM is needed" in self.refusal(model)
 
     def test_width_of_another_model(self, model: Path) -> None:
         self.change_yaml(model, "llm_input_size: 64", "llm_input_size: 896")

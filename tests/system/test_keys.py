@@ -15,7 +15,7 @@ import structlog
 
 from lighttts import metrics
 from lighttts.client import Client
-from lighttts.errors import AccessDenied
+from lighttts.errors import AccessDenied, Forbidden, UnknownVoice
 from lighttts.transport.keyfiles import KeyFolder, Role
 from lighttts.transport.sockets import SocketOptions
 from lighttts.transport.transport import Sockets
@@ -43,7 +43,9 @@ def client_keys(keys: Keyring) -> Path:
 
 @pytest.fixture(scope="module")
 def broker(keys: Keyring) -> Iterator[RunningApp]:
-    with RunningApp(keys=keys.broker, options=SocketOptions(handshake_ms=500)) as running:
+    voices = keys.broker.path.parent / "voices"
+    options = SocketOptions(handshake_ms=500)
+    with RunningApp(keys=keys.broker, options=options, voices_directory=voices, gateways=("gate",)) as running:
         yield running
 
 
@@ -121,6 +123,31 @@ def test_a_client_s_key_makes_no_worker(broker: RunningApp, keys: Keyring, clien
         client = Peer(inside, broker.endpoints.clients)
         wait_for(lambda: refused("workers") > before[0] and refused("results") > before[1], client)
         assert not any(link.broadcast([b"x"]) for link in links)
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_voice_belongs_to_the_key_that_added_it(broker: RunningApp, keys: Keyring, prompt_wav: bytes) -> None:
+    def client(name: str) -> Client:
+        return Client(broker.endpoints.clients, keys=keys.admitted(Role.CLIENT, name).folder.path)
+
+    with client("owner") as owner, client("other") as other, client("gate") as gate:
+        assert owner.add_voice("mine", prompt_wav, "What I say.").owner == "owner"
+        owner.synthesize("Hello there.", voice="mine", seed=1).audio()
+        with pytest.raises(UnknownVoice):
+            other.show_voice("mine")
+        with pytest.raises(UnknownVoice):
+            other.synthesize("Hello there.", voice="mine").audio()
+        with pytest.raises(UnknownVoice):
+            gate.show_voice("mine", owner="owner")
+        with pytest.raises(Forbidden, match=r"broker\.gateways"):
+            other.add_voice("mine", prompt_wav, owner="somebody")
+        assert gate.add_voice("mine", prompt_wav, owner="somebody", shared=True).owner == "api/somebody"
+        assert other.show_voice("mine").owner == "api/somebody"
+        with pytest.raises(Forbidden):
+            other.remove_voice("mine")
+        other.synthesize("Hello there.", voice="mine", seed=1).audio()
+        gate.remove_voice("mine", owner="somebody")
+        owner.remove_voice("mine")
 
 
 def test_no_process_writes_a_secret_into_its_log(workers: dict[str, object], keys: Keyring) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from lighttts.errors import InternalError, ModelError
 from lighttts.models.cfm import CausalConditionalCFM
+from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import CausalMaskedDiffWithXvec, FlowHop, load_flow
 from lighttts.models.streaming import Window
 from lighttts.tensorrt import build
@@ -194,6 +195,17 @@ def test_without_a_gpu_one_warning_says_so(monkeypatch, tmp_path, fake, director
     with structlog.testing.capture_logs() as logs:
         assert use_tensorrt(own_flow, directory, tmp_path, 2) is None
     assert [entry["why"] for entry in logs] == ["TensorRT needs an NVIDIA GPU, and model.device is none"]
+
+
+def test_a_cosyvoice3_keeps_the_default_engine_and_one_warning_says_so(monkeypatch, tmp_path, fake, directory) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    other = ModelDirectory.open(directory.root.parent / "cosyvoice3-tiny")
+    flow = load_flow(other)
+    with structlog.testing.capture_logs() as logs:
+        assert use_tensorrt(flow, other, tmp_path, 2) is None
+    assert [entry["why"] for entry in logs] == [
+        "TensorRT runs CosyVoice2's estimator only, and model.directory holds a CosyVoice3"
+    ]
 
 
 def test_with_the_library_and_a_gpu_the_flow_solves_with_it(

@@ -67,7 +67,9 @@ def test_any_batch_time_and_past_give_what_torch_gives(flow, cached, hops, seed)
     tails = torch.randn(rows, 2, shape.channels)
     cache = torch.randn(shape.layers, 2, rows, past + time, shape.width)
     ends = (new[:, None] + torch.arange(2))[..., None]
-    window = StreamWindow(chunk_mask(lengths, new, past, time, CHUNK), past, cache.clone(), tails, ends)
+    window = StreamWindow(
+        chunk_mask(lengths, new, past, time, CHUNK), past, cache.clone(), tails, ends, lengths[:, None]
+    )
     expected = in_torch(flow, inputs, window)
     columns = torch.arange(-past, time)
     mask = (columns >= -lengths[:, None]) & (columns < new[:, None])

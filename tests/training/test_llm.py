@@ -29,7 +29,14 @@ def served(model: SpeechLM) -> Served:
         init_std=0.02,
     )
     vocabulary = Vocabulary(
-        text=LAYOUT.text, task=2, speech=LAYOUT.speech, stops=3, sos=LAYOUT.sos, task_id=LAYOUT.task
+        text=LAYOUT.text,
+        task=2,
+        speech=LAYOUT.speech,
+        stops=3,
+        sos=LAYOUT.sos,
+        task_id=LAYOUT.task,
+        end_of_speech=LAYOUT.speech,
+        fill=LAYOUT.speech + 2,
     )
     sampling = Sampling(top_p=0.8, top_k=25, win_size=10, tau_r=0.1)
     made = Served(config, vocabulary, sampling)

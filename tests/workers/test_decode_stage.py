@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from lighttts.engine.decode import VoicePrompt
 from lighttts.errors import InvalidInput, WorkerFailed
 from lighttts.transport import wire
-from lighttts.workers.decode import DecodeStage
+from lighttts.workers.decode import DOOMED_S, DecodeStage
 from lighttts.workers.seeds import sentence_seed
 from lighttts.workers.speech import samples
 from lighttts.workers.stage import Result, Work
@@ -256,3 +256,63 @@ def test_samples_are_clipped_and_int16_is_the_nearest_to_them(audio: np.ndarray)
     converted = samples(audio, "s16")
     assert converted.dtype == np.int16
     np.testing.assert_allclose(converted / 32767, clipped, atol=0.5001 / 32767)
+
+
+LONG_VOICE = replace(
+    VOICE,
+    key="a long voice",
+    tokens=RANDOM.integers(0, SPEECH_TOKENS, 60, dtype=np.int32),
+    mel=RANDOM.standard_normal((120, 80), dtype=np.float32),
+)
+"""Its prompt has chunks that are kept for the next request."""
+
+
+def long_work(request_id: str) -> wire.DecodeWork:
+    voice = {"voice_key": LONG_VOICE.key, "voice_tokens": LONG_VOICE.tokens, "voice_mel": LONG_VOICE.mel}
+    return replace(decode_work(request_id), **voice)
+
+
+def forget(stage: DecodeStage, *keys: str) -> None:
+    stage.forget(wire.Forget("0" * 64, keys))
+
+
+def test_a_removed_voice_leaves_the_cache() -> None:
+    decoding = stage()
+    run(decoding, long_work("a"), token_frames("a", SENTENCES))
+    assert decoding._engine.cache_bytes > 0
+    forget(decoding, "another voice")
+    assert decoding._engine.cache_bytes > 0
+    forget(decoding, LONG_VOICE.key)
+    assert decoding._engine.cache_bytes == 0
+
+
+def test_a_request_of_a_removed_voice_finishes_and_takes_it_along() -> None:
+    decoding, undisturbed = stage(), run(stage(), long_work("a"), token_frames("a", SENTENCES))
+    first, *rest = token_frames("a", SENTENCES)
+    results = run(decoding, long_work("a"), [first])
+    forget(decoding, LONG_VOICE.key)
+    for frame in rest:
+        give(decoding, received(frame))
+        while decoding.busy:
+            results += decoding.step()
+    np.testing.assert_array_equal(audio_of(results), audio_of(undisturbed))
+    assert decoding._engine.cache_bytes == 0
+
+
+def test_a_late_request_of_a_removed_voice_leaves_nothing_either() -> None:
+    decoding = stage()
+    forget(decoding, LONG_VOICE.key)
+    run(decoding, long_work("a"), token_frames("a", SENTENCES))
+    assert decoding._engine.cache_bytes == 0
+    give(decoding, received(long_work("b")))
+    decoding.abort(Work("b", 2))
+    assert decoding._engine.cache_bytes == 0
+
+
+def test_a_voice_that_is_registered_again_is_kept_again_after_a_while() -> None:
+    now = [0.0]
+    decoding = DecodeStage(decode_engine(4), epoch=9, capacity=4, clock=lambda: now[0])
+    forget(decoding, LONG_VOICE.key)
+    now[0] = DOOMED_S + 1
+    run(decoding, long_work("a"), token_frames("a", SENTENCES))
+    assert decoding._engine.cache_bytes > 0

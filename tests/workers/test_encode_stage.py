@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 
 import numpy as np
@@ -42,7 +43,7 @@ def stage(engine: EncodeEngine | None = None) -> EncodeStage:
     return EncodeStage(engine or encode_engine(), epoch=9, capacity=4)
 
 
-def run(stage: EncodeStage, *works: wire.EncodeWork | wire.ConvertWork) -> list[Result]:
+def run(stage: EncodeStage, *works: wire.EncodeWork | wire.ConvertWork | wire.CheckWork) -> list[Result]:
     for work in works:
         give(stage, work)
     results = []
@@ -164,3 +165,59 @@ def test_prompts_heard_before_come_from_the_cache_and_the_gauge_says_how_many() 
     run(worker, *(encode_work(name, voice="", prompt=prompt_file()) for name in "abcd"))
     worker.observe()
     assert hit_rate() == 0.75
+
+
+def check_work(prompt: bytes, text: str = "What I say.") -> wire.CheckWork:
+    return wire.CheckWork("check", 2, prompt, text)
+
+
+def lookups(result: str) -> float:
+    labels = {"cache_type": "voice", "result": result}
+    return REGISTRY.get_sample_value("light_tts_cache_lookups_total", labels) or 0.0
+
+
+def fresh_engine() -> EncodeEngine:
+    return EncodeEngine(directory(), 1 << 20)
+
+
+def test_a_voice_to_be_registered_is_checked_and_its_features_are_kept() -> None:
+    engine = fresh_engine()
+    (result,) = run(stage(engine), check_work(prompt_file()))
+    message = result.message
+    assert result.ends
+    assert isinstance(message, wire.Encoded)
+    assert message.lengths == ()
+    encoded = engine.encode(EncodeJob("Hi.", prompt_audio=prompt_file(), prompt_text="What I say."))
+    assert message.voice_key == encoded.voice.key
+    assert engine.cache.hits == 1
+
+
+def test_a_recording_that_cannot_be_used_is_refused_as_in_a_request() -> None:
+    prompt = b"RIFF and nothing more"
+    check, request = run(stage(), check_work(prompt), encode_work("a", voice="", prompt=prompt))
+    assert isinstance(check.message, wire.StageFailed)
+    assert isinstance(request.message, wire.StageFailed)
+    assert (check.message.code, check.message.text) == (request.message.code, request.message.text)
+
+
+def test_a_text_that_a_prompt_cannot_have_is_refused_too() -> None:
+    (result,) = run(stage(), check_work(prompt_file(), "... !"))
+    assert isinstance(result.message, wire.StageFailed)
+    assert result.message.field == "prompt_text"
+
+
+def test_a_removed_voice_is_forgotten() -> None:
+    engine = fresh_engine()
+    encoding = stage(engine)
+    run(encoding, check_work(prompt_file()))
+    encoding.forget(wire.Forget(hashlib.sha256(prompt_file()).hexdigest(), ()))
+    assert engine.cache.size == 0
+
+
+def test_look_ups_are_counted_by_result() -> None:
+    engine, before = fresh_engine(), (lookups("hit"), lookups("miss"))
+    encoding = stage(engine)
+    run(encoding, *[check_work(prompt_file())] * 3)
+    encoding.observe()
+    encoding.observe()
+    assert (lookups("hit"), lookups("miss")) == (before[0] + 2, before[1] + 1)

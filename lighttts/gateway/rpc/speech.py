@@ -11,7 +11,7 @@ from lighttts.gateway.rpc.calls import Call, Calls
 from lighttts.gateway.rpc.protos import Service
 from lighttts.gateway.rpc.requests import audio_of, conversion_of, format_of, wish_of
 from lighttts.gateway.rpc.talk import CallPeer
-from lighttts.gateway.speech import Asked, Speaker, Spoken
+from lighttts.gateway.speech import Asked, Speaker, Spoken, owner_of
 from lighttts.gateway.talk import Conversation
 
 WHOLE_MAX_BYTES = 64 << 20
@@ -71,10 +71,14 @@ class Speech:
                 await call.send(audio_of(self._audio, piece, spoken.sample_rate))
 
     async def _talk(self, call: Call) -> None:
-        await Conversation(CallPeer(call, self._audio), self._speaker).hold(call.key)
+        peer = CallPeer(call, self._audio)
+        with self._speaker.admitted(call.key):
+            wish, kind = await peer.begin()
+            call.notes.update(speech=wish.method, format=kind)
+            await Conversation(peer, self._speaker).hold(wish.of(call.key), kind)
 
     async def _list_voices(self, call: Call) -> None:
         await call.request()
         voice = self.service.kinds["Voice"]
-        names = await self._client.voices()
+        names = await self._client.voices(owner=owner_of(call.key))
         await call.send(self.service.kinds["ListVoicesResponse"](voices=[voice(name=name) for name in names]))

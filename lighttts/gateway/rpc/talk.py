@@ -9,6 +9,7 @@ from lighttts.gateway.failures import Refused
 from lighttts.gateway.rpc.calls import Call
 from lighttts.gateway.rpc.requests import audio_of, format_of, wish_of
 from lighttts.gateway.speech import Wish
+from lighttts.gateway.talk import said_in_time
 from lighttts.gateway.texts import Said
 
 
@@ -16,14 +17,13 @@ class CallPeer:
     """The other end of a call of Talk. Answers with messages of class `audio`."""
 
     def __init__(self, call: Call, audio: Any) -> None:
-        self.notes = call.notes
         self._call = call
         self._audio = audio
         self._ended = False
 
     async def begin(self) -> tuple[Wish, str]:
         """The manner of all that follows, and the audio format. Raises `Refused`."""
-        asked = await self._call.next_request()
+        asked = await said_in_time(self._call.next_request())
         if asked is None or asked.WhichOneof("message") != "begin":
             raise Refused(400, "invalid_input", "the first message must be a begin", field="begin")
         return wish_of(asked.begin), format_of(asked.begin)
@@ -50,6 +50,3 @@ class CallPeer:
     async def send(self, piece: bytes, sample_rate: int) -> None:
         """Sends a piece of audio."""
         await self._call.send(audio_of(self._audio, piece, sample_rate))
-
-    async def done(self, tokens: int) -> None:
-        """The end of the call says it."""

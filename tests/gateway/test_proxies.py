@@ -1,0 +1,128 @@
+"""Two gateways behind nginx and behind HAProxy, with the configurations of conf/ and the real programs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+import requests
+from websockets.sync.client import connect
+
+from lighttts.transport.wire import Cancel, Synth
+from tests.client.fake_broker import FakeBroker
+from tests.gateway.process import Gateway
+from tests.gateway.proxy import Proxy
+from tests.gateway.test_edge import half_a_second_then
+from tests.system.stack import Stack
+
+SHORT = {"tts_text": "Hello there.", "spk_id": "tiny-voice"}
+PATIENCE_S = 30.0
+KINDS = ("nginx", "haproxy")
+
+
+def address(gateway: Gateway) -> str:
+    return gateway.url.removeprefix("http://")
+
+
+def gateways(endpoint: str, scope: ExitStack) -> tuple[Gateway, Gateway]:
+    settings = ("gateway.proxies=127.0.0.1",)
+    first, second = (scope.enter_context(Gateway(endpoint, *settings)) for _ in range(2))
+    return first, second
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def speaking(
+    request: pytest.FixtureRequest, stack: Stack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Proxy, tuple[Gateway, Gateway]]]:
+    """A proxy before two gateways of one stack."""
+    with ExitStack() as scope:
+        pair = gateways(stack.endpoint, scope)
+        folder = tmp_path_factory.mktemp(request.param)
+        yield scope.enter_context(Proxy(folder, request.param, (address(pair[0]), address(pair[1])))), pair
+
+
+@pytest.fixture(params=KINDS)
+def stuck(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Proxy, FakeBroker]]:
+    """A proxy before two gateways of a broker that sends half a second of speech, and then nothing."""
+    with ExitStack() as scope:
+        broker = scope.enter_context(FakeBroker(script={Synth: half_a_second_then()}))
+        first, second = gateways(broker.endpoint, scope)
+        yield scope.enter_context(Proxy(tmp_path, request.param, (address(first), address(second)))), broker
+
+
+def test_speech_comes_through_under_its_request_id(speaking: tuple[Proxy, tuple[Gateway, Gateway]]) -> None:
+    proxy, _ = speaking
+    headers = {"X-Request-ID": "through-1"}
+    response = requests.post(f"{proxy.url}/inference_sft", data=SHORT, headers=headers)
+    assert response.status_code == 200
+    assert response.content
+    assert len(response.content) % 1920 == 0
+    assert response.headers["x-request-id"] == "through-1"
+    assert len(requests.get(f"{proxy.url}/liveness").headers["x-request-id"]) >= 32
+
+
+def test_the_gateways_learn_who_the_client_is(speaking: tuple[Proxy, tuple[Gateway, Gateway]]) -> None:
+    proxy, pair = speaking
+    with socket.create_connection(("127.0.0.1", proxy.port), source_address=("127.0.0.9", 0)) as connection:
+        lie = "X-Forwarded-For: 10.9.8.7\r\nX-Request-ID: who\r\n"
+        connection.sendall(f"GET /liveness HTTP/1.1\r\nHost: x\r\n{lie}Connection: close\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 200"
+    deadline = time.monotonic() + PATIENCE_S
+    while not (lines := [line for one in pair for line in one.lines if line.get("request_id") == "who"]):
+        assert time.monotonic() < deadline
+    assert [line["peer"] for line in lines] == ["127.0.0.9"]
+
+
+def test_a_web_socket_speaks(speaking: tuple[Proxy, tuple[Gateway, Gateway]]) -> None:
+    proxy, _ = speaking
+    with connect(f"ws://127.0.0.1:{proxy.port}/ws/speech") as socket:
+        for message in ({"voice": "tiny-voice"}, {"text": "Hello there."}, {"end": True}):
+            socket.send(json.dumps(message))
+        said = [socket.recv(timeout=PATIENCE_S)]
+        while isinstance(said[-1], bytes):
+            said.append(socket.recv(timeout=PATIENCE_S))
+    assert json.loads(said[-1])["type"] == "done"
+    assert len(said) > 1
+
+
+def test_a_recording_of_any_allowed_size_comes_through(speaking: tuple[Proxy, tuple[Gateway, Gateway]]) -> None:
+    proxy, _ = speaking
+    data = {"tts_text": "Hello.", "prompt_text": "hello"}
+    response = requests.post(f"{proxy.url}/inference_zero_shot", data=data, files={"prompt_wav": bytes(16 << 20)})
+    assert response.status_code in (400, 422)
+    assert "detail" in response.json()
+
+
+def test_the_first_audio_comes_through_while_the_rest_is_not_made_yet(stuck: tuple[Proxy, FakeBroker]) -> None:
+    proxy, _ = stuck
+    with requests.post(f"{proxy.url}/inference_sft", data=SHORT, stream=True) as response:
+        assert response.status_code == 200
+        content = response.iter_content(24000)
+        received = 0
+        while received < 24000:
+            received += len(next(content))
+
+
+def test_a_client_that_leaves_frees_its_request(stuck: tuple[Proxy, FakeBroker]) -> None:
+    proxy, broker = stuck
+    with closing(requests.post(f"{proxy.url}/inference_sft", data=SHORT, stream=True)) as response:
+        next(response.iter_content(2))
+    assert broker.wait_for(Cancel)
+
+
+def test_when_a_gateway_dies_the_other_takes_all(stack: Stack, tmp_path: Path) -> None:
+    for kind in KINDS:
+        (tmp_path / kind).mkdir()
+        with ExitStack() as scope:
+            first, second = gateways(stack.endpoint, scope)
+            proxy = scope.enter_context(Proxy(tmp_path / kind, kind, (address(first), address(second))))
+            assert [requests.post(f"{proxy.url}/inference_sft", data=SHORT).status_code for _ in range(4)] == [200] * 4
+            first.signal(signal.SIGKILL)
+            first.wait()
+            assert [requests.post(f"{proxy.url}/inference_sft", data=SHORT).status_code for _ in range(4)] == [200] * 4
