@@ -159,10 +159,11 @@ class DecodeConfig(_Section):
 
 
 class GatewayConfig(_Section):
-    """lighttts-gateway: HTTP for those who do not speak ZeroMQ."""
+    """lighttts-gateway: HTTP and gRPC for those who do not speak ZeroMQ."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Port = 8080
+    grpc_port: Port | None = None
     keys: Path | None = None
     cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_listed)] = ()
     proxies: Annotated[tuple[Network, ...], BeforeValidator(_listed)] = ()

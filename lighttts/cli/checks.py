@@ -26,7 +26,7 @@ PACKAGES = {
     "audio": ("soundfile",),
     "server": ("pydantic", "pyyaml", "prometheus-client", "redis", "structlog"),
     "worker": ("torch", "tokenizers", "onnxruntime", "soxr", "wetext"),
-    "gateway": ("av", "python-multipart", "starlette", "uvicorn", "websockets"),
+    "gateway": ("av", "grpcio", "grpcio-tools", "python-multipart", "starlette", "uvicorn", "websockets"),
 }
 _SPARED = ("gateway",)
 """Extras that a machine may well be without."""
@@ -35,6 +35,8 @@ _MODULES = {
     "pyyaml": "yaml",
     "prometheus-client": "prometheus_client",
     "python-multipart": "python_multipart",
+    "grpcio": "grpc",
+    "grpcio-tools": "grpc_tools",
 }
 FILES_BESIDE_REQUESTS = 256
 """Descriptors a broker needs beyond one for each client."""

@@ -1,9 +1,8 @@
-"""The gateway as an ASGI application: all doors, around one connection to the broker."""
+"""The gateway as an ASGI application: all doors for HTTP, around one connection to the broker."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,7 +14,6 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from lighttts.client import AsyncClient
-from lighttts.config import Config
 from lighttts.gateway import page
 from lighttts.gateway.board import Board
 from lighttts.gateway.conversions import Conversions
@@ -38,10 +36,12 @@ CORS_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", "traceparent")
 CORS_EXPOSED = ("X-Request-ID", "Retry-After")
 
 
-def make_routes(client: AsyncClient, keys: KeyRing | None, origins: tuple[str, ...] = ()) -> list[BaseRoute]:
-    """All doors, around `client`."""
+def make_routes(
+    client: AsyncClient, quotas: Quotas, keys: KeyRing | None, origins: tuple[str, ...] = ()
+) -> list[BaseRoute]:
+    """All doors for HTTP, around `client`."""
     board = Board(client)
-    speaker = Speaker(client, Quotas())
+    speaker = Speaker(client, quotas)
     open_door = Door(None, problem)
     openai_door = Door(keys, openai_error, OPENAI_FIELDS)
     return [
@@ -56,22 +56,13 @@ def make_routes(client: AsyncClient, keys: KeyRing | None, origins: tuple[str, .
     ]
 
 
-def make_app(config: Config, keys: KeyRing | None) -> ASGIApp:
-    """The application; it connects to the brokers when it is started."""
-    client = AsyncClient(config.brokers, keys=config.security.keys)
-    routes = make_routes(client, keys, config.gateway.cors_origins)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-        async with client:
-            yield
-
+def make_app(client: AsyncClient, quotas: Quotas, keys: KeyRing | None, origins: tuple[str, ...]) -> ASGIApp:
+    """The application. `origins`: the pages of other origins that may use it."""
     return Journal(
         Starlette(
-            routes=routes,
-            middleware=_middleware(config.gateway.cors_origins),
+            routes=make_routes(client, quotas, keys, origins),
+            middleware=_middleware(origins),
             exception_handlers={HTTPException: _refuse},
-            lifespan=lifespan,
         )
     )
 

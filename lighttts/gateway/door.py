@@ -55,13 +55,19 @@ class Door:
         """Whose key the request has. Raises `Refused` with 401."""
         if self._keys is None:
             return None
-        scheme, _, secret = connection.headers.get("authorization", "").partition(" ")
-        key = self._keys.find(secret.strip()) if scheme.lower() == "bearer" else None
-        if key is None:
-            text = "no valid API key: send one that this server knows as `Authorization: Bearer KEY`"
-            raise Refused(401, "invalid_api_key", text)
+        key = holder_of(self._keys, connection.headers.get("authorization", ""))
         notes_of(connection.scope).update(key=key.name)
         return key
+
+
+def holder_of(keys: KeyRing, authorization: str) -> ApiKey:
+    """Whose key an authorization header shows. Raises `Refused` with 401."""
+    scheme, _, secret = authorization.partition(" ")
+    key = keys.find(secret.strip()) if scheme.lower() == "bearer" else None
+    if key is None:
+        text = "no valid API key: send one that this server knows as `Authorization: Bearer KEY`"
+        raise Refused(401, "invalid_api_key", text)
+    return key
 
 
 class _Entrance:

@@ -33,15 +33,14 @@ class Journal:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = request_id_of(headers.get("x-request-id", ""))
         line = _Line(scope, request_id)
 
         async def noted(message: Message) -> None:
             line.note(message)
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id, **_trace(headers)):
+        with structlog.contextvars.bound_contextvars(request_id=request_id, **trace_of(headers.get("traceparent", ""))):
             try:
                 await self._app(scope, receive, noted)
             finally:
@@ -93,6 +92,12 @@ class _Line:
         )
 
 
-def _trace(headers: Headers) -> dict[str, str]:
-    match = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+def request_id_of(given: str) -> str:
+    """The request id that a client gave, or a new one where it gave none that can be used."""
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def trace_of(traceparent: str) -> dict[str, str]:
+    """What log lines say of the trace that a client told of, if it did."""
+    match = _TRACEPARENT.fullmatch(traceparent)
     return {"trace_id": match[1], "parent_id": match[2]} if match else {}

@@ -5,23 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 
+from lighttts.client import AsyncClient
 from lighttts.config import Config, GatewayConfig
 from lighttts.daemon import run_daemon
-from lighttts.errors import ConfigError
+from lighttts.errors import ConfigError, MissingDependency
 from lighttts.gateway.app import make_app
 from lighttts.gateway.body import FORM_MAX_BYTES
 from lighttts.gateway.keyring import KeyRing
 from lighttts.gateway.keys import check_access
 from lighttts.gateway.protocol import PatientProtocol
+from lighttts.gateway.quotas import Quotas
 from lighttts.logs import get_logger
 from lighttts.notify import notify, watchdog_interval
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from lighttts.gateway.rpc.server import RpcServer
 
 DRAIN_S = 60
 """Seconds that requests in flight have to finish after the gateway was told to end."""
@@ -31,7 +40,12 @@ BACKLOG = 512
 
 
 class Server(uvicorn.Server):
-    """uvicorn with our signals, and word to the service manager. SIGTERM drains, a second signal ends at once."""
+    """uvicorn with our signals, word to the service manager, and the gRPC server, if there is one, beside it. SIGTERM
+    drains, a second signal ends at once."""
+
+    def __init__(self, config: uvicorn.Config, rpc: RpcServer | None) -> None:
+        super().__init__(config)
+        self._rpc = rpc
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -52,7 +66,15 @@ class Server(uvicorn.Server):
     def _stop(self) -> None:
         self.force_exit = self.should_exit
         self.should_exit = True
+        if self._rpc:
+            self._rpc.stop(None if self.force_exit else DRAIN_S)
         notify("STOPPING=1")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Returns when no request is left."""
+        await super().shutdown(sockets)
+        if self._rpc:
+            await self._rpc.stopped()
 
 
 def serve(config: Config) -> int:
@@ -65,35 +87,52 @@ async def _serve(config: Config) -> None:
     settings = config.gateway
     keys = KeyRing(settings.keys) if settings.keys else None
     check_access(settings.host, settings.keys, plain=config.security.allow_plain)
+    client = AsyncClient(config.brokers, keys=config.security.keys)
     with listen(settings) as listener:
-        app = make_app(config, keys)
-        server = Server(
-            uvicorn.Config(
-                app,
-                http=PatientProtocol,
-                ws="websockets-sansio",
-                ws_max_size=FORM_MAX_BYTES,
-                ws_per_message_deflate=False,
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                limit_concurrency=settings.connections,
-                proxy_headers=bool(settings.proxies),
-                forwarded_allow_ips=[*settings.proxies],
-                backlog=BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=DRAIN_S,
-                h11_max_incomplete_event_size=HEADERS_MAX_BYTES,
-            )
-        )
-        host, port = listener.getsockname()[:2]
-        get_logger().info("gateway started", host=host, port=port, keys=keys is not None)
-        watching = asyncio.create_task(_feed_watchdog())
-        try:
-            await server.serve([listener])
-        finally:
-            watching.cancel()
+        async with client:
+            quotas = Quotas()
+            rpc = None if settings.grpc_port is None else _rpc_server(settings, keys, client, quotas)
+            if rpc:
+                await rpc.start()
+            server = Server(_http(make_app(client, quotas, keys, settings.cors_origins), settings), rpc)
+            host, port = listener.getsockname()[:2]
+            get_logger().info("gateway started", host=host, port=port, keys=keys is not None)
+            watching = asyncio.create_task(_feed_watchdog())
+            try:
+                await server.serve([listener])
+            finally:
+                watching.cancel()
+
+
+def _http(app: ASGIApp, settings: GatewayConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="websockets-sansio",
+        ws_max_size=FORM_MAX_BYTES,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=settings.connections,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=[*settings.proxies],
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+        h11_max_incomplete_event_size=HEADERS_MAX_BYTES,
+    )
+
+
+def _rpc_server(settings: GatewayConfig, keys: KeyRing | None, client: AsyncClient, quotas: Quotas) -> RpcServer:
+    # Its core writes lines of its own to standard error, which are no log lines; what matters comes as errors too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        from lighttts.gateway.rpc.server import RpcServer
+    except ImportError as error:
+        raise MissingDependency(f"gRPC cannot be served ({error}): pip install 'lighttts[gateway]'") from error
+    return RpcServer(settings, keys, client, quotas)
 
 
 def listen(settings: GatewayConfig) -> socket.socket:
@@ -124,7 +163,7 @@ async def _feed_watchdog() -> None:
 
 def main() -> int:
     """The console script; returns the exit code."""
-    return run_daemon("gateway", "Serves LightTTS over HTTP.", serve)
+    return run_daemon("gateway", "Serves LightTTS over HTTP and gRPC.", serve)
 
 
 if __name__ == "__main__":

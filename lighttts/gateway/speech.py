@@ -45,7 +45,8 @@ def owner_of(key: ApiKey | None) -> str:
 @dataclass(frozen=True)
 class Wish:
     """`text` in the voice of a `prompt` (an audio file) or in a preset or registered `voice`; where that is empty, in
-    the broker's first. `instruct` says how to speak, in words. `owner`: whose registered voices are meant, see `of`."""
+    the broker's first. `instruct` says how to speak, in words. `owner`: whose registered voices are meant, see `of`.
+    `deadline`: seconds that it may take, None for the broker's own."""
 
     text: str
     voice: str = ""
@@ -54,6 +55,7 @@ class Wish:
     speed: float = 1.0
     instruct: str = ""
     style: str = ""
+    deadline: float | None = None
     owner: str = ""
 
     def of(self, key: ApiKey | None) -> Wish:
@@ -80,17 +82,20 @@ class Wish:
             style=self.style,
             format="s16",
             owner=self.owner,
+            deadline=self.deadline,
         )
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is said in `source`, an audio file, in another voice; `prompt` and `voice` as in a `Wish`."""
+    """What is said in `source`, an audio file, in another voice; `prompt`, `voice` and `deadline` as in a
+    `Wish`."""
 
     source: bytes
     voice: str = ""
     prompt: bytes | None = None
     speed: float = 1.0
+    deadline: float | None = None
     owner: str = ""
 
     method: ClassVar[str] = "conversion"
@@ -107,6 +112,7 @@ class Conversion:
             speed=self.speed,
             format="s16",
             owner=self.owner,
+            deadline=self.deadline,
         )
 
 
@@ -122,7 +128,7 @@ class Speaker:
 
         Raises `Refused`, a `LightTTSError`, or `ClientGone`.
         """
-        spoken = Spoken(self, request, wish.of(key), kind, key)
+        spoken = Spoken(self, notes_of(request.scope), wish, kind, key)
         try:
             first = await unless_gone(request.receive, _first(spoken.pieces))
         except BaseException:
@@ -148,7 +154,16 @@ class Speaker:
     def talking(self, wish: Wish) -> Iterator[AsyncTalk]:
         """As `asked`, for a text that is still being written; that of `wish` is not looked at."""
         with _counted(wish.method):
-            talk = self._client.talk(wish.voice or None, wish.prompt, wish.prompt_text, speed=wish.speed, format="s16")
+            talk = self._client.talk(
+                wish.voice or None,
+                wish.prompt,
+                wish.prompt_text,
+                instruct=wish.instruct,
+                style=wish.style,
+                speed=wish.speed,
+                format="s16",
+                owner=wish.owner,
+            )
             try:
                 yield talk
             finally:
@@ -156,19 +171,22 @@ class Speaker:
 
 
 class Spoken:
-    """`pieces`: its bytes, never empty ones; to be closed. `tokens`: speech tokens spoken so far (25 a second)."""
+    """`pieces`: its bytes, never empty ones; to be closed. `tokens`: speech tokens spoken so far (25 a second);
+    `sample_rate`: samples a second, known with the first piece. `notes` are for the log line of the request."""
 
-    def __init__(self, speaker: Speaker, request: Request, wish: Asked, kind: str, key: ApiKey | None) -> None:
+    def __init__(self, speaker: Speaker, notes: dict[str, object], wish: Asked, kind: str, key: ApiKey | None) -> None:
         self.tokens = 0
-        self.pieces = self._encoded(speaker, notes_of(request.scope), wish, kind, key)
+        self.sample_rate = 0
+        self.pieces = self._encoded(speaker, notes, wish, kind, key)
 
     async def _encoded(
         self, speaker: Speaker, notes: dict[str, object], wish: Asked, kind: str, key: ApiKey | None
     ) -> AsyncGenerator[bytes, None]:
-        with speaker.admitted(key), speaker.asked(wish) as synthesis:
+        with speaker.admitted(key), speaker.asked(wish.of(key)) as synthesis:
             notes.update(synthesis=synthesis.request_id, speech=wish.method, format=kind)
             began = time.monotonic()
-            encoder = Encoder(kind, await synthesis.sample_rate())
+            self.sample_rate = await synthesis.sample_rate()
+            encoder = Encoder(kind, self.sample_rate)
             async for chunk in synthesis:
                 if not self.tokens:
                     metrics.first_audio.observe(time.monotonic() - began)

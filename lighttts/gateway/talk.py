@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.routing import WebSocketRoute
@@ -25,6 +26,7 @@ from lighttts.gateway.openai import OPENAI_MODELS
 from lighttts.gateway.speech import Speaker, Wish
 from lighttts.gateway.texts import Said, Texts
 
+T = TypeVar("T")
 SILENCE_S = 300.0
 """Seconds that a client may say nothing before its text has ended."""
 PAUSE_S = 15.0
@@ -96,7 +98,8 @@ class _Socket:
         while True:
             notes_of(socket.scope).update(speech=wish.method, format=kind)
             with self._talk.speaker.admitted(key):
-                tokens = await _Conversation(socket, self._dialect, self._talk.speaker).hold(wish.of(key), kind)
+                peer = _SocketPeer(socket, self._dialect)
+                tokens = await Conversation(peer, self._talk.speaker).hold(wish.of(key), kind)
             # By now nobody listens for more of this text: what comes after this is the next.
             if said := self._dialect.done(tokens):
                 await socket.send_json(said)
@@ -109,11 +112,7 @@ class _Socket:
                 return
 
     async def _begin(self, socket: WebSocket) -> tuple[Wish, str]:
-        try:
-            async with asyncio.timeout(SILENCE_S):
-                wish, kind = await self._dialect.begin(socket)
-        except TimeoutError as error:
-            raise _silent() from error
+        wish, kind = await said_in_time(self._dialect.begin(socket))
         return await self._talk.styled(wish), kind
 
     async def _fail(self, socket: WebSocket, failure: Failure) -> None:
@@ -125,15 +124,39 @@ class _Socket:
             await socket.close(_LATER if again else _POLICY if failure.status < 500 else _INTERNAL)
 
 
-class _Conversation:
-    """One text, from its first piece to the last audio."""
+class Peer(Protocol):
+    """Who speaks with the gateway, over whatever it is."""
 
-    def __init__(self, socket: WebSocket, dialect: Dialect, speaker: Speaker) -> None:
+    async def said(self) -> Said:
+        """What it says next; after the end returns only when it says more. Raises `Refused`, `ClientGone`."""
+
+    async def send(self, piece: bytes, sample_rate: int) -> None:
+        """Sends a piece of audio."""
+
+
+class _SocketPeer:
+    """One at a WebSocket."""
+
+    def __init__(self, socket: WebSocket, dialect: Dialect) -> None:
         self._socket = socket
         self._dialect = dialect
+
+    async def said(self) -> Said:
+        return await self._dialect.text(self._socket)
+
+    async def send(self, piece: bytes, sample_rate: int) -> None:
+        await self._socket.send_bytes(piece)
+
+
+class Conversation:
+    """One text, from its first piece to the last audio."""
+
+    def __init__(self, peer: Peer, speaker: Speaker) -> None:
+        self._peer = peer
         self._speaker = speaker
         self._texts = Texts()
         self._encoder: Encoder | None = None
+        self._rate = 0
         self._tokens = 0
 
     async def hold(self, wish: Wish, kind: str) -> int:
@@ -147,13 +170,8 @@ class _Conversation:
     async def _listen(self) -> NoReturn:
         """Takes texts as they come, so that a client that leaves is noticed at any time."""
         while True:
-            silence = None if self._texts.ended else SILENCE_S
-            try:
-                async with asyncio.timeout(silence):
-                    said = await self._dialect.text(self._socket)
-            except TimeoutError as error:
-                raise _silent() from error
-            self._texts.add(said)
+            said = self._peer.said()
+            self._texts.add(await said if self._texts.ended else await said_in_time(said))
 
     async def _speak(self, wish: Wish, kind: str) -> None:
         while await self._texts.begun():
@@ -182,15 +200,21 @@ class _Conversation:
         raise AssertionError("nobody sets it")
 
     async def _hear(self, talk: AsyncTalk, kind: str) -> None:
-        self._encoder = self._encoder or Encoder(kind, await talk.sample_rate())
+        self._rate = await talk.sample_rate()
+        self._encoder = self._encoder or Encoder(kind, self._rate)
         async for chunk in talk:
             await self._send(await asyncio.to_thread(self._encoder.encode, chunk))
         self._tokens += talk.tokens
 
     async def _send(self, piece: bytes) -> None:
         if piece:
-            await self._socket.send_bytes(piece)
+            await self._peer.send(piece, self._rate)
 
 
-def _silent() -> Refused:
-    return Refused(408, "timeout", f"nothing was said for {SILENCE_S:g} s")
+async def said_in_time(said: Awaitable[T]) -> T:
+    """What a client says next. Raises `Refused` when it says nothing for `SILENCE_S`."""
+    try:
+        async with asyncio.timeout(SILENCE_S):
+            return await said
+    except TimeoutError as error:
+        raise Refused(408, "timeout", f"nothing was said for {SILENCE_S:g} s") from error

@@ -77,8 +77,9 @@ def test_a_package_that_cannot_be_imported_is_a_problem(monkeypatch: pytest.Monk
     assert "pip install 'lighttts[server]'" in problem.text
 
 
-def test_a_machine_may_be_without_the_gateway_s_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
+@pytest.mark.parametrize("module", ["uvicorn", "grpc", "grpc_tools"])
+def test_a_machine_may_be_without_the_gateway_s_packages(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
     note = the(finding for finding in checks.packages() if finding.level is not Level.OK)
     assert note.level is Level.NOTE
     assert "pip install 'lighttts[gateway]'" in note.text

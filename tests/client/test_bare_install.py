@@ -18,6 +18,8 @@ FORBIDDEN = (
     "soundfile",
     "prometheus_client",
     "onnxruntime",
+    "grpc",
+    "google",
 )
 
 PROGRAM = """

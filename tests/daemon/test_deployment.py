@@ -59,6 +59,19 @@ def test_each_console_script_has_a_launcher() -> None:
     assert sorted(path.name for path in (ROOT / "bin").iterdir()) == sorted(scripts)
 
 
+def test_an_installation_has_every_file_of_the_package() -> None:
+    parsed = configparser.ConfigParser()
+    parsed.read(ROOT / "setup.cfg")
+    packed = {
+        path
+        for package, patterns in parsed["options.package_data"].items()
+        for pattern in patterns.split()
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    others = {path for path in (ROOT / "lighttts").rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    assert packed == others != set()
+
+
 def test_the_makefile_explains_its_targets() -> None:
     listing = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {"demo", "test", "lint", "chaos", "bench"} <= {line.split()[0] for line in listing.splitlines()}

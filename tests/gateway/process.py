@@ -19,7 +19,10 @@ Line = dict[str, Any]
 
 
 class Gateway:
-    """Serves at `url` for the broker at `endpoint`. A context manager; `lines` are those of its log so far."""
+    """Serves at `url`, and gRPC at `rpc` if settings say so, for the broker at `endpoint`.
+
+    A context manager; `lines` are those of its log so far.
+    """
 
     def __init__(self, endpoint: str, *settings: str) -> None:
         command = [sys.executable, "-m", "lighttts.gateway.main"]
@@ -34,6 +37,10 @@ class Gateway:
     def __enter__(self) -> Gateway:
         started = self.wait_for(lambda line: line["event"] == "gateway started")
         self.url = f"http://{started['host']}:{started['port']}"
+        # It says so before, if it serves gRPC at all.
+        self.rpc = next(
+            (f"{line['host']}:{line['port']}" for line in self.lines if line["event"] == "grpc started"), ""
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:

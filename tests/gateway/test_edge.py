@@ -23,6 +23,7 @@ from lighttts.client import AsyncClient, Client
 from lighttts.gateway.app import make_routes
 from lighttts.gateway.body import FIELD_MAX_BYTES, FIELDS_MAX, FORM_MAX_BYTES, JSON_MAX_BYTES
 from lighttts.gateway.openapi import document
+from lighttts.gateway.quotas import Quotas
 from lighttts.transport.wire import Accepted, Error, Synth
 from tests.client.fake_broker import RATE, FakeBroker, Handler, frame_of
 from tests.gateway.process import Gateway
@@ -238,7 +239,8 @@ def test_an_unknown_path_is_told_in_the_shape_of_its_door(gateway: Gateway, path
 
 def test_the_openapi_document_has_every_path_and_method() -> None:
     client = AsyncClient("ipc:///nowhere/clients")
-    made = [route for route in make_routes(client, None) if isinstance(route, Route)]
+    doors = make_routes(client, Quotas(), None)
+    made = [route for route in doors if isinstance(route, Route)]
     asyncio.run(client.close())
     routes = {(route.path, method.lower()) for route in made for method in route.methods or () if method != "HEAD"}
     described = {(path, method) for path, item in document()["paths"].items() for method in item}

@@ -20,7 +20,7 @@ from lighttts.gateway import talk
 from lighttts.gateway.keys import new_key, write_keys
 from lighttts.gateway.quotas import Quotas
 from lighttts.gateway.speech import Speaker, Wish
-from lighttts.gateway.talk import _Conversation
+from lighttts.gateway.talk import Conversation
 from lighttts.gateway.texts import Said
 from lighttts.transport.wire import Cancel, Finish, Flush, Message, Piece, Synth
 from tests.client.fake_broker import FakeBroker, begin_only
@@ -71,10 +71,11 @@ def test_sentences_are_spoken_while_the_text_is_still_being_written(gateway: Gat
 
 def test_a_text_is_one_request_that_gets_the_pieces_as_they_come(before_fake: Gateway, fake: FakeBroker) -> None:
     with dial(before_fake) as socket:
-        say(socket, voice="june", speed=1.5)
+        say(socket, voice="june", speed=1.5, instructions="Softly.")
         say(socket, text="Pi is 3.14")
         asked = fake.wait_for(Synth)
-        assert (asked.text, asked.pieces, asked.voice, asked.speed) == ("", "auto", "june", 1.5)
+        assert (asked.text, asked.pieces) == ("", "auto")
+        assert (asked.voice, asked.speed, asked.instruct) == ("june", 1.5, "Softly.")
         assert fake.wait_for(Piece).text == "Pi is 3.14"
         say(socket, text=" or so.", flush=True)
         fake.wait_for(Flush)
@@ -91,7 +92,7 @@ def test_after_a_pause_another_request_goes_on(fake: FakeBroker, monkeypatch: py
             said = [Said("One."), None, Said("Two.", end=True)]
             socket = Silent(said, lambda: fake.wait_for(Finish))
             speaker = Speaker(client, Quotas())
-            await _Conversation(socket, socket, speaker).hold(Wish(""), "pcm")  # type: ignore[arg-type]
+            await Conversation(socket, speaker).hold(Wish(""), "pcm")
         return [message for message in fake.received if isinstance(message, Synth | Piece | Finish)]
 
     monkeypatch.setattr(talk, "PAUSE_S", 0.05)
@@ -99,29 +100,22 @@ def test_after_a_pause_another_request_goes_on(fake: FakeBroker, monkeypatch: py
 
 
 class Silent:
-    """A dialect and its socket; a None among what is said is a pause, until `over` returns."""
+    """A peer; a None among what is said is a pause, until `over` returns."""
 
     def __init__(self, said: list[Said | None], over: Callable[[], object]) -> None:
-        self.scope: dict[str, object] = {"state": {}}
         self._said = said
         self._over = over
 
-    async def begin(self, socket: object) -> tuple[Wish, str]:
-        return Wish("", voice="june"), "pcm"
-
-    async def text(self, socket: object) -> Said:
+    async def said(self) -> Said:
         if not self._said:
             await asyncio.Event().wait()
         said = self._said.pop(0)
         if said is None:
             await asyncio.to_thread(self._over)
-            return await self.text(socket)
+            return await self.said()
         return said
 
-    def done(self, tokens: int) -> None:
-        """Says nothing."""
-
-    async def send_bytes(self, piece: bytes) -> None:
+    async def send(self, piece: bytes, sample_rate: int) -> None:
         """Audio."""
 
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import openai
 import pytest
 import requests
@@ -16,9 +17,11 @@ from lighttts.gateway.keys import new_key, write_keys
 from lighttts.transport.wire import AddVoice, Synth
 from tests.client.fake_broker import FakeBroker
 from tests.gateway.process import Gateway
+from tests.gateway.stubs import Manner, Speech, dialled, messages, told
 from tests.system.stack import Stack
 
-TEXT = "Hello there, general."
+TEXT = " ".join(["The quick brown fox jumps over the lazy dog."] * 8)
+"""Long enough for the tiny model to make a sound of it, whatever the seed."""
 SAID = "What I say in it."
 PRESET = {"id": "tiny-voice", "name": "tiny-voice"}
 
@@ -57,13 +60,20 @@ def voices(gateway: Gateway) -> Iterator[Voices]:
 
 
 @pytest.fixture(scope="module")
-def keyed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Voices]]:
-    """Two users of a gateway with keys."""
+def keyed_gateway(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, dict[str, str]]]:
+    """A gateway with keys, and those of its two users."""
     path = tmp_path_factory.mktemp("keys") / "api-keys"
     made = {name: new_key(name, 16, 6000) for name in ("alice", "bob")}
     write_keys(path, [key for key, _ in made.values()])
-    with Gateway(stack.endpoint, f"gateway.keys={path}") as gateway:
-        yield {name: Voices(gateway.url, secret) for name, (_, secret) in made.items()}
+    with Gateway(stack.endpoint, f"gateway.keys={path}", "gateway.grpc_port=0") as gateway:
+        yield gateway, {name: secret for name, (_, secret) in made.items()}
+
+
+@pytest.fixture
+def keyed(keyed_gateway: tuple[Gateway, dict[str, str]]) -> dict[str, Voices]:
+    """What its users do."""
+    gateway, secrets = keyed_gateway
+    return {name: Voices(gateway.url, secret) for name, secret in secrets.items()}
 
 
 def test_a_voice_is_added_shown_renamed_and_removed(voices: Voices, prompt_wav: bytes) -> None:
@@ -91,7 +101,7 @@ def test_it_speaks_at_every_door(gateway: Gateway, voices: Voices, prompt_wav: b
     with connect(f"{gateway.url.replace('http', 'ws')}/ws/speech") as socket:
         socket.send('{"voice": "mine"}')
         socket.send(f'{{"text": "{TEXT}", "end": true}}')
-        assert '"done"' in [message for message in socket if isinstance(message, str)][-1]
+        assert '"done"' in next(message for message in socket if isinstance(message, str))
 
 
 def test_a_voice_travels_as_a_file(voices: Voices, prompt_wav: bytes) -> None:
@@ -141,6 +151,26 @@ def test_a_voice_is_its_keys_own(keyed: dict[str, Voices], prompt_wav: bytes) ->
     assert alice.at("DELETE", "/mine").status_code == 200
 
 
+def test_a_voice_is_its_keys_own_over_grpc_too(
+    keyed_gateway: tuple[Gateway, dict[str, str]], keyed: dict[str, Voices], prompt_wav: bytes
+) -> None:
+    gateway, secrets = keyed_gateway
+    alice, bob = ({"metadata": [("authorization", f"Bearer {secrets[name]}")]} for name in ("alice", "bob"))
+    keyed["alice"].add(prompt_wav)
+    manner = Manner(voice="mine")
+    with dialled(gateway) as stub:
+        listed = [stub.ListVoices(messages.ListVoicesRequest(), **who).voices for who in (alice, bob)]
+        assert [[voice.name for voice in voices] for voices in listed] == [["tiny-voice", "mine"], ["tiny-voice"]]
+        assert stub.Synthesize(Speech(text=TEXT, manner=manner), **alice).content
+        turns = (messages.TalkRequest(begin=manner), messages.TalkRequest(text=TEXT))
+        assert list(stub.Talk(iter(turns), **alice))
+        for call in (stub.SynthesizeStream(Speech(text=TEXT, manner=manner), **bob), stub.Talk(iter(turns), **bob)):
+            with pytest.raises(grpc.RpcError) as caught:
+                list(call)
+            assert told(caught.value)["error-code"] == "unknown_voice"
+    assert keyed["alice"].at("DELETE", "/mine").status_code == 200
+
+
 def test_a_shared_voice_is_for_all_to_use_and_its_keys_to_change(keyed: dict[str, Voices], prompt_wav: bytes) -> None:
     alice, bob = keyed["alice"], keyed["bob"]
     alice.add(prompt_wav, shared="true")
@@ -160,6 +190,12 @@ def test_the_broker_hears_whose_voice_is_meant(tmp_path: Path) -> None:
         speech = {"model": "tts-1", "voice": "mine", "input": TEXT, "response_format": "pcm"}
         requests.post(f"{gateway.url}/v1/audio/speech", json=speech, headers=carol.headers)
         assert broker.wait_for(AddVoice).owner == broker.wait_for(Synth).owner == "carol"
+        with connect(f"{gateway.url.replace('http', 'ws')}/ws/speech", additional_headers=carol.headers) as socket:
+            socket.send('{"voice": "mine"}')
+            socket.send('{"text": "Hello.", "end": true}')
+            while isinstance(socket.recv(), bytes):
+                pass
+        assert [asked.owner for asked in broker.all(Synth)] == ["carol"] * 2
         line = gateway.wait_for(lambda line: line.get("change") == "added")
         assert (line["voice"], line["key"]) == ("mine", "carol")
 

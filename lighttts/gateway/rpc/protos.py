@@ -1,0 +1,47 @@
+"""The .proto files of this folder, compiled in memory when they are first needed: there is no generated code that could
+be missing from an installation or older than its source."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.message_factory import GetMessageClass
+from grpc_tools import protoc
+
+from lighttts.errors import InternalError
+
+FOLDER = Path(__file__).parent
+
+
+class Service:
+    """A service of a .proto: `name` with its package, `methods` by name with the classes of what comes in and out.
+
+    `kinds`: the classes of all messages of the file, by name.
+    """
+
+    def __init__(self, file: str, name: str) -> None:
+        pool = _compiled(file)
+        described = pool.FindServiceByName(name)
+        messages: Mapping[str, Any] = described.file.message_types_by_name
+        self.name = name
+        self.kinds = {kind: GetMessageClass(descriptor) for kind, descriptor in messages.items()}
+        self.methods = {method.name: method for method in described.methods}
+
+
+@functools.cache
+def _compiled(file: str) -> Any:
+    """The pool of descriptors, which reflection reads too, with `file` in it."""
+    pool = Default()
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "descriptors"
+        if protoc.main(["protoc", f"-I{FOLDER}", f"--descriptor_set_out={target}", file]):
+            raise InternalError(f"{file} cannot be compiled: standard error tells why")
+        for described in FileDescriptorSet.FromString(target.read_bytes()).file:
+            pool.AddSerializedFile(described.SerializeToString())
+    return pool
