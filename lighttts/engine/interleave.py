@@ -3,10 +3,11 @@
 The sequence is `[sos, (text, speech) ..., rest of the text, task id, speech ...]`, in blocks of so many tokens as the
 model's `Mix` says: what FunAudioLLM/CosyVoice trains on (`cosyvoice/llm/llm.py: prepare_lm_input_target`) and comes to
 in `inference_bistream`. The prompt's text comes before the sentence's own, its speech fills the first blocks; an
-instruction, `lead`, may stand before all of them. A block is over when the model draws `fill`, and after its last
-speech token, where `fill` is taken without a draw; `fill` is not fed back. Blocks are made while there is text enough for one,
-so the sequence depends on the text and the draws, and in no way on when the text comes. Text that is over leaves less
-than a block: the rest.
+instruction, `lead`, may stand before all of them.
+
+A block is over when the model draws `fill`, and after its last speech token, where `fill` is taken without a draw;
+`fill` is not fed back. Blocks are made while there is text enough for one, so the sequence depends on the text and the
+draws, and in no way on when the text comes. Text that is over leaves less than a block: the rest.
 """
 
 from __future__ import annotations
