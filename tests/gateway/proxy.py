@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from tests.gateway.process import Gateway
 from tests.system.stack import ROOT
 
 PATIENCE_S = 30.0
@@ -49,28 +50,41 @@ def rewritten(name: str, changes: Mapping[str, str]) -> str:
 
 
 class Proxy:
-    """A context manager; serves at `url` what the gateways at `backends` (host:port) do."""
+    """A context manager; serves at `url`, and gRPC at `rpc`, what two gateways do."""
 
-    def __init__(self, folder: Path, kind: str, backends: tuple[str, str]) -> None:
+    def __init__(self, folder: Path, kind: str, gateways: tuple[Gateway, Gateway]) -> None:
         self._folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        changes = {"127.0.0.1:8080": backends[0], "127.0.0.1:8081": backends[1]}
+        self.rpc = f"127.0.0.1:{free_port()}"
+        changes: dict[str, str] = {}
+        for gateway, port, rpc_port in zip(gateways, (8080, 8081), (50052, 50053), strict=True):
+            address = gateway.url.removeprefix("http://")
+            changes[f"127.0.0.1:{port}"] = address
+            changes[f"127.0.0.1:{rpc_port}"] = gateway.rpc
+            if kind == "haproxy":
+                changes[f"check port {port} "] = f"check port {address.rpartition(':')[2]} "
         command = (self._nginx if kind == "nginx" else self._haproxy)(changes)
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def _nginx(self, changes: dict[str, str]) -> list[str]:
-        (self._folder / "site.conf").write_text(
-            rewritten("nginx.conf", {**changes, "listen 80;": f"listen 127.0.0.1:{self.port};"})
-        )
+        listening = {
+            "    listen 80;": f"    listen 127.0.0.1:{self.port};",
+            "    listen 50051 http2;": f"    listen {self.rpc} http2;",
+        }
+        (self._folder / "site.conf").write_text(rewritten("nginx.conf", {**changes, **listening}))
         # Its own user could not write below the folder.
         user = "user root;" if os.getuid() == 0 else ""
         (self._folder / "nginx.conf").write_text(NGINX_AROUND.format(folder=self._folder, user=user))
         return ["nginx", "-p", str(self._folder), "-e", f"{self._folder}/log", "-c", f"{self._folder}/nginx.conf"]
 
     def _haproxy(self, changes: dict[str, str]) -> list[str]:
-        listening = {"bind :80\n": f"bind 127.0.0.1:{self.port}\n", "log /dev/log": "log stderr format raw"}
+        listening = {
+            "bind :80\n": f"bind 127.0.0.1:{self.port}\n",
+            "bind :50051 proto h2": f"bind {self.rpc} proto h2",
+            "log /dev/log": "log stderr format raw",
+        }
         (self._folder / "haproxy.cfg").write_text(rewritten("haproxy.cfg", {**changes, **listening}))
         return ["haproxy", "-db", "-f", f"{self._folder}/haproxy.cfg"]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import grpc
 import pytest
 import requests
 from websockets.sync.client import connect
@@ -18,6 +19,7 @@ from lighttts.transport.wire import Cancel, Synth
 from tests.client.fake_broker import FakeBroker
 from tests.gateway.process import Gateway
 from tests.gateway.proxy import Proxy
+from tests.gateway.stubs import TINY, Speech, services
 from tests.gateway.test_edge import half_a_second_then
 from tests.system.stack import Stack
 
@@ -26,12 +28,8 @@ PATIENCE_S = 30.0
 KINDS = ("nginx", "haproxy")
 
 
-def address(gateway: Gateway) -> str:
-    return gateway.url.removeprefix("http://")
-
-
 def gateways(endpoint: str, scope: ExitStack) -> tuple[Gateway, Gateway]:
-    settings = ("gateway.proxies=127.0.0.1",)
+    settings = ("gateway.proxies=127.0.0.1", "gateway.grpc_port=0")
     first, second = (scope.enter_context(Gateway(endpoint, *settings)) for _ in range(2))
     return first, second
 
@@ -44,7 +42,7 @@ def speaking(
     with ExitStack() as scope:
         pair = gateways(stack.endpoint, scope)
         folder = tmp_path_factory.mktemp(request.param)
-        yield scope.enter_context(Proxy(folder, request.param, (address(pair[0]), address(pair[1])))), pair
+        yield scope.enter_context(Proxy(folder, request.param, pair)), pair
 
 
 @pytest.fixture(params=KINDS)
@@ -52,8 +50,7 @@ def stuck(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Prox
     """A proxy before two gateways of a broker that sends half a second of speech, and then nothing."""
     with ExitStack() as scope:
         broker = scope.enter_context(FakeBroker(script={Synth: half_a_second_then()}))
-        first, second = gateways(broker.endpoint, scope)
-        yield scope.enter_context(Proxy(tmp_path, request.param, (address(first), address(second)))), broker
+        yield scope.enter_context(Proxy(tmp_path, request.param, gateways(broker.endpoint, scope))), broker
 
 
 def test_speech_comes_through_under_its_request_id(speaking: tuple[Proxy, tuple[Gateway, Gateway]]) -> None:
@@ -109,6 +106,17 @@ def test_the_first_audio_comes_through_while_the_rest_is_not_made_yet(stuck: tup
             received += len(next(content))
 
 
+def test_the_first_audio_of_a_grpc_stream_comes_through(stuck: tuple[Proxy, FakeBroker]) -> None:
+    proxy, broker = stuck
+    with grpc.insecure_channel(proxy.rpc) as channel:
+        call = services.SpeechStub(channel).SynthesizeStream(Speech(text="Hello.", manner=TINY), timeout=PATIENCE_S)
+        received = 0
+        while received < 24000:
+            received += len(next(call).content)
+        call.cancel()
+        assert broker.wait_for(Cancel)
+
+
 def test_a_client_that_leaves_frees_its_request(stuck: tuple[Proxy, FakeBroker]) -> None:
     proxy, broker = stuck
     with closing(requests.post(f"{proxy.url}/inference_sft", data=SHORT, stream=True)) as response:
@@ -121,7 +129,7 @@ def test_when_a_gateway_dies_the_other_takes_all(stack: Stack, tmp_path: Path) -
         (tmp_path / kind).mkdir()
         with ExitStack() as scope:
             first, second = gateways(stack.endpoint, scope)
-            proxy = scope.enter_context(Proxy(tmp_path / kind, kind, (address(first), address(second))))
+            proxy = scope.enter_context(Proxy(tmp_path / kind, kind, (first, second)))
             assert [requests.post(f"{proxy.url}/inference_sft", data=SHORT).status_code for _ in range(4)] == [200] * 4
             first.signal(signal.SIGKILL)
             first.wait()
