@@ -36,6 +36,14 @@ class Door:
         """A route to `handler`."""
         return Route(path, _Entrance(self, handler), methods=methods)
 
+    def resource(self, path: str, handlers: Mapping[str, Handler]) -> Route:
+        """A route to the handler of a request's method, which knows them all: `Allow` in a refusal names them."""
+
+        async def handler(request: Request, key: ApiKey | None) -> Response:
+            return await handlers["GET" if request.method == "HEAD" else request.method](request, key)
+
+        return self.route(path, handler, *handlers)
+
     async def answer(self, request: Request, handler: Handler) -> Response:
         """The handler's answer, or what went wrong. Raises `ClientGone`."""
         try:

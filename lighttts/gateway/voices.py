@@ -48,12 +48,12 @@ class VoiceDoor:
     def routes(self, door: Door) -> list[Route]:
         """The paths of this door."""
         return [
-            door.route(PATH, self._list, "GET"),
-            door.route(PATH, self._counted(self._add), "POST"),
+            door.resource(PATH, {"GET": self._list, "POST": self._counted(self._add)}),
             door.route(f"{PATH}/import", self._counted(self._import), "POST"),
-            door.route(f"{PATH}/{{name}}", self._show, "GET"),
-            door.route(f"{PATH}/{{name}}", self._counted(self._rename), "PATCH"),
-            door.route(f"{PATH}/{{name}}", self._counted(self._remove), "DELETE"),
+            door.resource(
+                f"{PATH}/{{name}}",
+                {"GET": self._show, "PATCH": self._counted(self._rename), "DELETE": self._counted(self._remove)},
+            ),
             door.route(f"{PATH}/{{name}}/export", self._counted(self._export), "GET"),
         ]
 
