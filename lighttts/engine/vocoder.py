@@ -62,8 +62,8 @@ class Vocoder:
         self._net = VocoderNet(model, ops or _own_ops(model), dtype)
         self._max_batch = max_batch
         self._batches = [1 << power for power in range((max_batch - 1).bit_length())] + [max_batch]
-        self._holding = Holding.of(model)
-        self.lengths = (FIRST, *(frames + self._holding.frames for frames in HOPS))
+        self.holding = Holding.of(model)
+        self.lengths = (FIRST, *(frames + self.holding.frames for frames in HOPS))
         self._buffers = self._allocate()
         self._empty = torch.zeros(max(self.lengths), model.config.bins, device=model.device)
         self._nothing = Rows(*(torch.zeros_like(tensor[0]) for tensor in self._buffers[self.lengths[0]].rows))
@@ -72,8 +72,8 @@ class Vocoder:
     def _allocate(self) -> dict[int, Buffers]:
         config, rows, device = self._model.config, self._max_batch, self._model.device
         numbers = torch.zeros(rows, 4, dtype=torch.int64, device=device)
-        source = torch.zeros(rows, self._holding.excited * config.source.frame, device=device)
-        audio = torch.zeros(rows, self._holding.faded * config.source.frame, device=device)
+        source = torch.zeros(rows, self.holding.excited * config.source.frame, device=device)
+        audio = torch.zeros(rows, self.holding.faded * config.source.frame, device=device)
         phase = torch.zeros(rows, config.source.harmonics + 1, dtype=torch.float64, device=device)
         buffers = {}
         for length in self.lengths:
@@ -134,7 +134,7 @@ class Vocoder:
 
     def _results(self, hops: Sequence[VocoderHop], passed: Passed) -> list[VocoderResult]:
         """Copies of what the next pass will overwrite, cut to each hop."""
-        holding, frame = self._holding, self._model.config.source.frame
+        holding, frame = self.holding, self._model.config.source.frame
         count, sizes = len(hops), [holding.excited * frame, holding.faded * frame]
         audio = passed.audio[:count].clone()
         kept = None if all(hop.final for hop in hops) else (passed.held[:count].clone(), passed.phase[:count].clone())
@@ -153,7 +153,7 @@ class Vocoder:
 
     def _excited(self, hop: VocoderHop) -> int:
         """Frames at the start of a row whose excitation is known."""
-        return 0 if hop.held is None else hop.held.mel.size(0) - self._holding.unheard + self._holding.faded
+        return 0 if hop.held is None else hop.held.mel.size(0) - self.holding.unheard + self.holding.faded
 
 
 def _own_ops(model: Generator) -> VocoderOps:
