@@ -3,9 +3,9 @@
     python benchmarks/devices_agree.py [--device cuda] [--version 3]
 
 Prints how many token sequences are equal, and the largest and root-mean-square differences of mel and audio relative to
-their deviation, by the plain decode engine and by the paged one. Audio differs by more than rounding: the phase of the
-vocoder's excitation sums up its pitch. The last line tells how much: the CPU against itself, its pitch moved by the
-rounding of `PITCH_ROUNDING`.
+their deviation, by the plain decode engine, by the paged one, and by the latter with the vocoder that is served. Audio
+differs by more than rounding: the phase of the vocoder's excitation sums up its pitch. The last line tells how much:
+the CPU against itself, its pitch moved by the rounding of `PITCH_ROUNDING`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file
+from torch.backends import cudnn
 
 from lighttts.engine.decode import DecodeEngine, VoicePrompt
 from lighttts.engine.decode_paged import PagedDecodeEngine
 from lighttts.engine.decode_streams import DecodeStreams
 from lighttts.engine.llm import LLMEngine
 from lighttts.engine.llm_jobs import GenerateJob, LiveJob
+from lighttts.engine.vocoder import Vocoder
 from lighttts.models.causal_hift import CausalHiFTGenerator
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import load_flow
@@ -82,6 +84,13 @@ def paged(directory: ModelDirectory, device: torch.device) -> PagedDecodeEngine:
     return PagedDecodeEngine(*models, max_streams=8, slots=16, pages=64)
 
 
+def served(directory: ModelDirectory, device: torch.device) -> PagedDecodeEngine:
+    """That engine with its vocoder."""
+    flow, hift = load_flow(directory, device), load_hift(directory, device)
+    vocode = Vocoder(hift, max_batch=4).vocode
+    return PagedDecodeEngine(flow, hift, max_streams=8, slots=16, pages=64, vocode=vocode)
+
+
 def speech(directory: ModelDirectory, engine: DecodeStreams) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Mel (n, 80) and audio (m,) of one streamed request."""
     golden = load_file(directory.root / "golden.safetensors")
@@ -133,11 +142,13 @@ def main() -> None:
     equal, made = sum(a == b for a, b in pairs), sum(len(a) for a, _ in pairs)
     print(f"those of text in pieces: {equal} of {len(pairs)}, {made} tokens")
     mel, audio = speech(directory, plain(directory, cpu))
-    for engine in (plain, paged):
+    for engine in (plain, paged, served):
         for name, a, b in zip(
             ("mel", "audio"), (mel, audio), speech(directory, engine(directory, device)), strict=True
         ):
             compare(f"{name} ({engine.__name__})", a, b)
+    with cudnn.flags(enabled=True, allow_tf32=False):
+        compare("audio (plain), tf32 forbidden", audio, speech(directory, plain(directory, device))[1])
     with rounded_pitch():
         compare("audio of the CPU with another rounding", audio, speech(directory, plain(directory, cpu))[1])
 

@@ -2,15 +2,16 @@
 
     python -m benchmarks.vocoder_hops MODEL [--batch 32]
 
-MODEL is a directory such as `benchmarks.make_model` makes. Printed are the error of each precision against the
-reference in float32, relative to the audio's standard deviation; milliseconds of a pass beside its floor, which is its
-operations at `FLOPS` or its weights and activations, once from layer to layer, at `BYTES`; and milliseconds of a whole
-call. A part that fails says so, and the others go on.
+MODEL is a directory such as `benchmarks.make_model` makes, of either version. Printed are the error of each precision
+against float32 in plain torch, relative to the audio's standard deviation; milliseconds of a pass beside its floor,
+which is its operations at `FLOPS` or its weights and activations, once from layer to layer, at `BYTES`; and
+milliseconds of a whole call. A part that fails says so, and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,12 +20,16 @@ from pathlib import Path
 
 import torch
 
-from lighttts.engine.vocoder import LENGTHS, Vocoder
+from lighttts.engine.vocoder import HOPS, Vocoder
+from lighttts.engine.vocoder_causal import CausalTorchOps
 from lighttts.engine.vocoder_ops import TorchOps
+from lighttts.models.causal_hift import CausalHiFTGenerator, Upsampling
+from lighttts.models.conv_past import LedConv1d
 from lighttts.models.directory import ModelDirectory
-from lighttts.models.hift import HiFTGenerator, load_hift
-from lighttts.models.hift_stream import OVERLAP, VocoderHop, VocoderResult, VocoderState, vocode
+from lighttts.models.hift import Generator, load_hift
+from lighttts.models.hift_stream import VocoderHop, VocoderResult, vocode
 
+LAYERS = (torch.nn.Conv1d, torch.nn.ConvTranspose1d, LedConv1d)
 FLOPS, BYTES = 800e12, 3.0e12
 """A second, of an H100: half precision tensor operations and memory traffic that can be had."""
 PRECISIONS = {
@@ -35,40 +40,38 @@ PRECISIONS = {
 }
 
 
-def hops_of(model: HiFTGenerator, frames: Sequence[int], *, final: bool = False) -> list[VocoderHop]:
-    """Hops that, with what is held back, have so many frames."""
+def hops_of(vocoder: Vocoder, model: Generator, frames: Sequence[int]) -> list[VocoderHop]:
+    """Hops of so many new frames, which go on from some that `vocoder` had before."""
     generator = torch.Generator(model.device).manual_seed(len(frames))
-    state = held_state(model, generator)
-    return [
-        VocoderHop(state, torch.randn(count - OVERLAP, 80, device=model.device, generator=generator), final, seed)
-        for seed, count in enumerate(frames)
-    ]
+
+    def mel(count: int) -> torch.Tensor:
+        return torch.randn(count, model.config.bins, device=model.device, generator=generator)
+
+    state = vocoder.vocode([VocoderHop(None, mel(60), False, 5)])[0].state
+    return [VocoderHop(state, mel(count), False, seed) for seed, count in enumerate(frames)]
 
 
-def held_state(model: HiFTGenerator, generator: torch.Generator) -> VocoderState:
-    mel = torch.randn(30, 80, device=model.device, generator=generator)
-    state = vocode(model, [VocoderHop(None, mel, False, 5)])[0].state
-    assert state is not None
-    return state
-
-
-def operations(model: HiFTGenerator) -> tuple[float, float, float]:
-    """Operations of the convolutions of a mel frame, numbers that pass from layer to layer, and all weights."""
+def operations(model: Generator) -> tuple[float, float, float]:
+    """Operations of a mel frame's convolutions, numbers that pass from layer to layer, and all weights; without the
+    pitch's.
+    """
     macs, numbers, weights = 0.0, 0.0, 0.0
     frames = 100
     hooks = []
 
     def count(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
         nonlocal macs, numbers, weights
-        assert isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d)
+        assert isinstance(module, LAYERS)
         transposed = isinstance(module, torch.nn.ConvTranspose1d)
         positions = output.size(2) / (module.stride[0] if transposed else 1)
+        if isinstance(module, Upsampling):
+            positions *= (math.ceil((module.weight.size(2) - 1) / module.rate) + 1) / module.weight.size(2)
         weights += module.weight.numel()
         macs += module.weight.numel() * positions / frames
         numbers += 2 * output[0].numel() / frames
 
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d):
+    for name, module in model.named_modules():
+        if isinstance(module, LAYERS) and not name.startswith("f0_predictor"):
             hooks.append(module.register_forward_hook(count))
     vocode(model, [VocoderHop(None, torch.randn(frames, 80, device=model.device), True, 0)])
     for hook in hooks:
@@ -93,14 +96,15 @@ def milliseconds(run: Callable[[], object], seconds: float = 0.15) -> float:
     return start.elapsed_time(end) / runs
 
 
-def precision_table(model: HiFTGenerator) -> None:
+def precision_table(model: Generator) -> None:
     """Each precision's error over hops of every length, in a batch of mixed ones.
 
     Only what is used is measured with the kernels, the rest in plain torch, where half precision sums are rounded too.
     """
-    hops = hops_of(model, [LENGTHS[-1], 58, 31, 108, 20, 208, 58, 9 + OVERLAP])
+    vocoder = Vocoder(model, max_batch=8)
+    hops = hops_of(vocoder, model, [HOPS[-1], 50, 23, 100, 12, 200, 50, 9])
     torch.backends.cudnn.allow_tf32 = False
-    reference = torch.cat([result.audio for result in vocode(model, hops)])
+    reference = torch.cat([result.audio for result in in_torch(model, torch.float32, hops)])
     print(
         f"\n{'precision':<20}{'max error':>12}{'rms error':>12}   of the audio's deviation {float(reference.std()):.4f}"
     )
@@ -110,28 +114,29 @@ def precision_table(model: HiFTGenerator) -> None:
         error = (torch.cat([result.audio for result in results()]) - reference) / reference.std()
         print(f"{name:<20}{float(error.abs().max()):>12.2e}{float(error.square().mean().sqrt()):>12.2e}", flush=True)
 
-    attempt(lambda: row("float16", True, lambda: Vocoder(model, max_batch=8).vocode(hops)))
+    attempt(lambda: row("float16", True, lambda: vocoder.vocode(hops)))
     for name, (dtype, tf32) in PRECISIONS.items():
         made = partial(in_torch, model, dtype, hops)
         attempt(partial(row, f"{name}, torch", tf32, made))
-    attempt(lambda: row("tf32, reference", True, lambda: vocode(model, hops)))
 
 
-def in_torch(model: HiFTGenerator, dtype: torch.dtype, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
-    return Vocoder(model, max_batch=len(hops), ops=TorchOps(model), dtype=dtype).vocode(hops)
+def in_torch(model: Generator, dtype: torch.dtype, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
+    ops = CausalTorchOps(model) if isinstance(model, CausalHiFTGenerator) else TorchOps(model)
+    return Vocoder(model, max_batch=len(hops), ops=ops, dtype=dtype).vocode(hops)
 
 
-def time_table(model: HiFTGenerator, vocoder: Vocoder) -> None:
+def time_table(model: Generator, vocoder: Vocoder) -> None:
     """Each pass, and the whole call with copies in and out; the reference at some batches."""
     flops, numbers, weights = operations(model)
     print(f"\n{flops / 1e9:.2f} GFLOP and {2 * numbers / 1e6:.2f} MB (half precision) a frame")
     print(f"{'frames':>6}{'batch':>6}{'floor ms':>10}{'graph ms':>10}{'a hop':>8}{'call ms':>10}{'reference ms':>14}")
     for (length, batch), replay in sorted(vocoder._passes.items()):
-        hops = hops_of(model, [length] * batch)
+        hops = hops_of(vocoder, model, [length - vocoder.holding.frames] * batch)
+        whole = [VocoderHop(None, torch.randn(length, 80, device=model.device), False, 1)] * batch
         vocoder.vocode(hops)
         floor = 1000 * max(length * batch * flops / FLOPS, 2 * (weights + numbers * length * batch) / BYTES)
         graph, call = milliseconds(replay), milliseconds(lambda hops=hops: vocoder.vocode(hops))
-        reference = milliseconds(lambda hops=hops: vocode(model, hops), 0.0) if batch in (1, 8) else 0.0
+        reference = milliseconds(lambda whole=whole: vocode(model, whole), 0.0) if batch in (1, 8) else 0.0
         print(
             f"{length:>6}{batch:>6}{floor:>10.3f}{graph:>10.3f}{graph / batch:>8.3f}{call:>10.3f}{reference:>14.2f}",
             flush=True,
@@ -173,14 +178,14 @@ def main() -> None:
     attempt(lambda: timed(model, options.batch))
 
 
-def timed(model: HiFTGenerator, batch: int) -> None:
+def timed(model: Generator, batch: int) -> None:
     began, before = time.monotonic(), torch.cuda.memory_reserved()
     vocoder = Vocoder(model, max_batch=batch)
     torch.cuda.synchronize()
     seconds, memory = time.monotonic() - began, (torch.cuda.memory_reserved() - before) / 2**20
     print(f"\ncaptured {len(vocoder._passes)} passes in {seconds:.1f} s, {memory:.0f} MiB", flush=True)
     time_table(model, vocoder)
-    for length, rows in ((LENGTHS[0], 1), (LENGTHS[-1], min(8, batch))):
+    for length, rows in ((vocoder.lengths[0], 1), (vocoder.lengths[-1], min(8, batch))):
         attempt(partial(profile, vocoder, length, rows))
 
 

@@ -2,16 +2,18 @@
 
 Tensors are (planes, rows, positions, channels): channels last, as tensor cores want them, and residual blocks that run
 side by side in planes of their own. A row has a true end; nothing beyond it is ever read as other than zero, so a row
-in a batch of longer ones gets the audio it would get alone. Two kinds of layer become plain convolutions here:
+in a batch of longer ones gets the audio it would get alone. Some kinds of layer become plain convolutions here:
 
 - a transposed convolution of rate r makes position r q + p from the inputs around q: `up` packs it as a convolution to
   r x outputs channels, whose result is the finer sequence once viewed so;
+- columns repeated r times and then convolved (`lighttts.models.causal_hift.Upsampling`) likewise;
 - a convolution with stride f over 2 f taps reads two blocks of f positions: `down` packs it as a convolution of two
   taps over f x inputs channels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lighttts.models.causal_hift import Upsampling
+from lighttts.models.conv_past import LedConv1d
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,33 @@ class Convolution:
 
     @classmethod
     def beside(cls, convolutions: Iterable[nn.Module], dtype: torch.dtype) -> Convolution:
-        """Convolutions of equal channels and odd taps, which keep their input's length, each on a plane of its own."""
+        """Convolutions of equal channels, which keep their input's length, each on a plane of its own."""
         weights, biases, taps = [], [], []
         for conv in convolutions:
-            assert isinstance(conv, nn.Conv1d)
-            assert conv.bias is not None
-            (count,), (dilation,) = conv.kernel_size, conv.dilation
-            weights.append(conv.weight.permute(2, 1, 0))
-            biases.append(conv.bias)
-            taps.append(Taps(count, dilation, -(count // 2) * dilation))
+            weight, bias, dilation, lead = _parts(conv)
+            weights.append(weight.permute(2, 1, 0))
+            biases.append(bias)
+            taps.append(Taps(weight.size(2), dilation, -lead))
         return cls(torch.cat(weights).to(dtype).contiguous(), torch.stack(biases).float(), tuple(taps))
 
     @classmethod
     def up(cls, conv: nn.Module, dtype: torch.dtype) -> Convolution:
+        return cls._repeated(conv, dtype) if isinstance(conv, Upsampling) else cls._transposed(conv, dtype)
+
+    @classmethod
+    def _repeated(cls, conv: Upsampling, dtype: torch.dtype) -> Convolution:
+        """The taps that read the same of the repeated inputs add up to one."""
+        (outputs, inputs, count), rate = conv.weight.shape, conv.rate
+        reach = math.ceil((count - 1) / rate)
+        weight = conv.weight.new_zeros(reach + 1, inputs, rate, outputs)
+        for phase in range(rate):
+            for tap in range(count):
+                weight[reach + (phase - (count - 1) + tap) // rate, :, phase] += conv.weight[:, :, tap].T
+        bias = conv.get_parameter("bias").float().repeat(1, rate)
+        return cls(weight.flatten(2).to(dtype), bias, (Taps(reach + 1, 1, -reach),))
+
+    @classmethod
+    def _transposed(cls, conv: nn.Module, dtype: torch.dtype) -> Convolution:
         assert isinstance(conv, nn.ConvTranspose1d)
         assert conv.bias is not None
         padding = conv.padding[0]
@@ -85,19 +104,39 @@ class Convolution:
 
     @classmethod
     def down(cls, conv: nn.Module, inputs: int, dtype: torch.dtype) -> Convolution:
-        """From `inputs` channels a position, those beyond the layer's own being zero."""
-        assert isinstance(conv, nn.Conv1d)
-        assert conv.bias is not None
-        (count,), (factor,) = conv.kernel_size, conv.stride
-        weight = F.pad(conv.weight.permute(2, 1, 0), (0, 0, 0, inputs - conv.in_channels))
-        taps = Taps(count // factor, 1, 0)
-        return cls(
-            weight.reshape(taps.count, factor * inputs, -1).to(dtype).contiguous(), conv.bias.float()[None], (taps,)
-        )
+        """From `inputs` channels a position, those beyond the layer's own being zero. See `lead_of`."""
+        weight, bias, _, _ = _parts(conv)
+        factor = _stride(conv)
+        weight = F.pad(weight.permute(2, 1, 0), (0, 0, 0, inputs - weight.size(1)))
+        taps = Taps(weight.size(0) // factor, 1, 0)
+        return cls(weight.reshape(taps.count, factor * inputs, -1).to(dtype).contiguous(), bias.float()[None], (taps,))
 
     @property
     def outputs(self) -> int:
         return self.weight.size(2)
+
+
+def lead_of(conv: nn.Module) -> int:
+    """Zeros that stand before the input of `conv`."""
+    return _parts(conv)[3]
+
+
+def _parts(conv: nn.Module) -> tuple[Tensor, Tensor, int, int]:
+    """Weight, bias, dilation and zeros in front of a convolution of either vocoder."""
+    if isinstance(conv, LedConv1d):
+        lead = conv.reach if conv.zeros is None else conv.zeros
+        return conv.weight, conv.get_parameter("bias"), conv.dilation, lead
+    assert isinstance(conv, nn.Conv1d)
+    padding = conv.padding[0]
+    assert isinstance(padding, int)
+    return conv.weight, conv.get_parameter("bias"), conv.dilation[0], padding
+
+
+def _stride(conv: nn.Module) -> int:
+    if isinstance(conv, LedConv1d):
+        return conv.stride
+    assert isinstance(conv, nn.Conv1d)
+    return conv.stride[0]
 
 
 @dataclass(frozen=True)

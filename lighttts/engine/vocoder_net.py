@@ -1,7 +1,8 @@
 """One pass of the HiFT vocoder over rows of different lengths, with shapes that depend on nothing but a bucket's size.
 
-The same network as `lighttts.models.hift`, arranged for a GPU: see `lighttts.engine.vocoder_layers`. Nothing is read
-back to the host and every shape is fixed, so a pass can be captured in a CUDA graph.
+The same network as `lighttts.models.hift` and `lighttts.models.causal_hift`, arranged for a GPU: see
+`lighttts.engine.vocoder_layers`. Nothing is read back to the host and every shape is fixed, so a pass can be captured
+in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from lighttts.engine.vocoder_layers import Convolution, Finish, Made, Span
+from lighttts.engine.vocoder_layers import Convolution, Finish, Made, Span, lead_of
 from lighttts.engine.vocoder_ops import SPECTRUM, Margins, Passed, Rows, VocoderOps
-from lighttts.models.hift import HiFTGenerator, ResBlock
+from lighttts.models.causal_hift import CausalResBlock
+from lighttts.models.hift import Generator, ResBlock
 
 POST_SLOPE = 0.01
 """Slope of the leaky ReLU before the last layer; not the configured one upstream either."""
@@ -26,7 +28,7 @@ class BlockPairs:
     """Residual blocks side by side, which have the same number of pairs: each pair's convolutions and Snakes."""
 
     def __init__(self, modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
-        blocks = [module for module in modules if isinstance(module, ResBlock)]
+        blocks = [module for module in modules if isinstance(module, ResBlock | CausalResBlock)]
         firsts = zip(*(block.convs1 for block in blocks), strict=True)
         seconds = zip(*(block.convs2 for block in blocks), strict=True)
         self.first = [Convolution.beside(convs, dtype) for convs in firsts]
@@ -47,7 +49,7 @@ class VocoderNet:
     float16 as with tf32, which cuDNN's float32 is by default, and 5e-3 with bfloat16; with the trunk in float16, 1e-3.
     """
 
-    def __init__(self, model: HiFTGenerator, ops: VocoderOps, dtype: torch.dtype) -> None:
+    def __init__(self, model: Generator, ops: VocoderOps, dtype: torch.dtype) -> None:
         config = model.config
         self._ops = ops
         self._dtype = dtype
@@ -63,9 +65,9 @@ class VocoderNet:
         rates = [math.prod(config.rates[:stage]) for stage in range(len(config.rates) + 1)]
         self._spans = [Span(rate) for rate in rates[:-1]] + [Span(rates[-1], 1)]
         factors = [rates[-1] // rate for rate in rates[1:]]
-        self._margins = Margins(
-            max(factor // 2 for factor in factors), max(factor - factor // 2 for factor in factors) - 1
-        )
+        self._leads = [lead_of(down) for down in model.source_downs]
+        after = max(factor - lead for factor, lead in zip(factors, self._leads, strict=True)) - 1
+        self._margins = Margins(max(self._leads), after)
 
     def __call__(self, rows: Rows) -> Passed:
         source, phase = self._ops.excite(rows, self._ops.pitch(rows))
@@ -91,7 +93,7 @@ class VocoderNet:
         groups = spectra.as_strided(
             (1, rows, up.size(2) + 1, factor * width),
             (0, length * width, factor * width, 1),
-            (self._margins.before - factor // 2) * width,
+            (self._margins.before - self._leads[stage]) * width,
         )
         finish = Finish(dtype=torch.float32, alphas=sources.before[0])
         made = self._ops.convolve(groups, self._downs[stage], frames, span, up.size(2) + span.more, finish)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lighttts.engine import vocoder_signal as signal
+from lighttts.engine.vocoder_holding import Holding
 from lighttts.engine.vocoder_layers import Convolution, Finish, Made, Span, convolve
-from lighttts.models.f0 import without_tf32
-from lighttts.models.hift import HiFTGenerator
-from lighttts.models.hift_stream import OVERLAP, cross_fade
+from lighttts.models.f0 import ConvRNNF0Predictor, without_tf32
+from lighttts.models.hift import Generator
+from lighttts.models.hift_stream import cross_fade
 
 SPECTRUM = 32
 """Channels that a spectrum's are padded to, so that each position begins at an address tensor cores can read from."""
@@ -24,10 +25,10 @@ SPECTRUM = 32
 class Rows(NamedTuple):
     """What a pass reads. Rows that no request uses have `frames` 0.
 
-    `mel` (rows, frames, bins): what was held back, what is new, then zeros. `frames`: how many frames there are, `held`
-    of them (OVERLAP or 0) held back; `first`: the request's frame that `mel` starts with; `seed`: of the noise; all
-    (rows,) int64. `source`, `audio` (rows, OVERLAP x samples a frame) and `phase` (rows, harmonics + 1) float64 are
-    those of `VocoderState`; the former two do not matter where `held` is 0.
+    `mel` (rows, frames, bins): what was held, what is new, then zeros. `frames`: how many frames there are; `held`: of
+    how many the excitation is known, which is in `source`; `first`: the request's frame that `mel` starts with; `seed`:
+    of the noise; all (rows,) int64. `source`, `audio` (rows, samples) and `phase` (rows, harmonics + 1) float64 are
+    those of `VocoderState`; what lies beyond `held` frames of the former two does not matter.
     """
 
     mel: Tensor
@@ -42,8 +43,8 @@ class Rows(NamedTuple):
 
 class Passed(NamedTuple):
     """What a pass makes: `audio` (rows, samples), of which what is before a row's own end is true; and, in case more
-    follows, the last OVERLAP frames' source, audio and mel beside each other in `held` (rows, numbers), and the
-    `phase` (rows, harmonics + 1) float64.
+    follows, the last frames' source, audio and mel beside each other in `held` (rows, numbers), as many of each as
+    `Holding` says, from the same frame on; and the `phase` (rows, harmonics + 1) float64 after those `excited`.
     """
 
     audio: Tensor
@@ -82,16 +83,18 @@ class VocoderOps(Protocol):
 
 
 class TorchOps:
-    """`VocoderOps` in plain torch."""
+    """`VocoderOps` of either vocoder in plain torch, with CosyVoice2's pitch and excitation."""
 
-    def __init__(self, model: HiFTGenerator) -> None:
-        self._predictor = model.f0_predictor
+    def __init__(self, model: Generator) -> None:
+        self._holding = Holding.of(model)
         self._source = model.m_source
+        self._predictor = model.f0_predictor
         self._fourier = model.fourier
         self._limit = model.config.limit
         self._frame = model.config.source.frame
 
     def pitch(self, rows: Rows) -> Tensor:
+        assert isinstance(self._predictor, ConvRNNF0Predictor)
         exists = (torch.arange(rows.mel.size(1), device=rows.mel.device) < rows.frames[:, None])[:, None]
         hidden = rows.mel.transpose(1, 2)
         with without_tf32():
@@ -105,9 +108,13 @@ class TorchOps:
         rates = self._source.rates(f0).double()
         centres, end = signal.phases(self._source, rates, rows.phase, rows.held, rows.frames)
         made = signal.excite(self._source, f0, rates, centres, rows.seed, rows.first)
-        held = rows.source.size(1)
-        kept = rows.source.where(rows.held[:, None] > 0, made[:, :held])
-        return torch.cat([kept, made[:, held:]], dim=1), end
+        return self._with_held(rows, made), end
+
+    def _with_held(self, rows: Rows, made: Tensor) -> Tensor:
+        """`made` (rows, samples) with the excitation that is known in its place."""
+        width = rows.source.size(1)
+        known = torch.arange(width, device=made.device) < rows.held[:, None] * self._frame
+        return torch.cat([rows.source.where(known, made[:, :width]), made[:, width:]], dim=1)
 
     def analyse(self, source: Tensor, frames: Tensor, margins: Margins, dtype: torch.dtype) -> Tensor:
         made = signal.analyse(self._fourier, source, frames * self._frame)
@@ -119,16 +126,19 @@ class TorchOps:
         return convolve(x, layer, frames, span, positions, finish)
 
     def synthesise(self, rows: Rows, source: Tensor, phase: Tensor, layer: Tensor) -> Passed:
-        ends, held = rows.frames * self._frame, rows.audio.size(1)
-        audio = signal.synthesise(self._fourier, layer, ends, self._limit)
-        faded = cross_fade(rows.audio, audio[:, :held], level=True)
-        audio = torch.cat([faded.where(rows.held[:, None] > 0, audio[:, :held]), audio[:, held:]], dim=1)
-        frames, samples = _tail(rows.frames, OVERLAP), _tail(ends, held)
-        mel = rows.mel.gather(1, frames[..., None].expand(-1, -1, rows.mel.size(2)))
-        kept = torch.cat([source.gather(1, samples), audio.gather(1, samples), mel.flatten(1)], dim=1)
-        return Passed(audio, kept, phase)
+        holding, frame = self._holding, self._frame
+        audio = signal.synthesise(self._fourier, layer, rows.frames * frame, self._limit)
+        faded = holding.faded * frame
+        if faded:
+            both = cross_fade(rows.audio, audio[:, :faded], level=True)
+            audio = torch.cat([both.where(rows.held[:, None] > 0, audio[:, :faded]), audio[:, faded:]], dim=1)
+        start = (rows.frames - holding.frames).clamp(min=0)
+        mel = _cut(rows.mel.transpose(1, 2), start, holding.frames).transpose(1, 2)
+        parts = [_cut(source, start * frame, holding.excited * frame), _cut(audio, start * frame, faded)]
+        return Passed(audio, torch.cat([*parts, mel.flatten(1)], dim=1), phase)
 
 
-def _tail(ends: Tensor, length: int) -> Tensor:
-    """The last `length` positions before each row's end (rows, length), not before the row's beginning."""
-    return (ends[:, None] - length + torch.arange(length, device=ends.device)).clamp(min=0)
+def _cut(x: Tensor, start: Tensor, length: int) -> Tensor:
+    """`length` columns from `start` (rows,) on of each row of `x` (rows, ..., columns); the last one goes on."""
+    at = (start[:, None] + torch.arange(length, device=x.device)).clamp(max=x.size(-1) - 1)
+    return x.gather(-1, at if x.dim() == 2 else at[:, None].expand(-1, x.size(1), -1))

@@ -31,13 +31,14 @@ def phases(
     """
     frame = source.config.frame
     sums = torch.cumsum(rates * frame, dim=-1)
-
-    def at(x: Tensor, index: Tensor) -> Tensor:
-        return x.gather(2, index[:, None, None].expand(-1, x.size(1), 1))
-
-    centres = sums + (start[..., None] - (at(sums, onset) - at(rates, onset) * (frame / 2)))
+    centres = sums + (start[..., None] - (at_frame(sums, onset) - at_frame(rates, onset) * (frame / 2)))
     last = (frames - 1).clamp(min=0)
-    return centres, ((at(centres, last) + at(rates, last) * (frame / 2)) % 1)[..., 0]
+    return centres, ((at_frame(centres, last) + at_frame(rates, last) * (frame / 2)) % 1)[..., 0]
+
+
+def at_frame(x: Tensor, index: Tensor) -> Tensor:
+    """(rows, channels, 1) of `x` (rows, channels, frames) at frame `index` (rows,)."""
+    return x.gather(2, index[:, None, None].expand(-1, x.size(1), 1))
 
 
 def excite(source: HarmonicSource, f0: Tensor, rates: Tensor, centres: Tensor, seed: Tensor, first: Tensor) -> Tensor:

@@ -44,10 +44,22 @@ def sine(turns):
 
 
 @triton.jit
+def _uniform(bits):
+    """`lighttts.models.rng.uniform` of 64 random bits."""
+    return ((bits >> 41).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+
+
+@triton.jit
+def _tanh(x):
+    falling = tl.exp(-2 * tl.abs(x))
+    return tl.where(x < 0, -1.0, 1.0) * (1 - falling) / (1 + falling)
+
+
+@triton.jit
 def _normal(seed, counter):
     """`lighttts.models.rng.normal` of the vocoder's noise, for uint64 `seed` and `counter`."""
     bits = random_bits(seed, counter, _NOISE)
-    high = ((bits >> 41).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    high = _uniform(bits)
     low = ((bits & 0x7FFFFF).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     return (1 - 2 * sine_squared(low)) * tl.sqrt(-2.0 * tl.log(high))
 
@@ -85,11 +97,12 @@ def read_pitch(hidden, weight, bias, frames, f0, numbers, longest,
 
 
 @triton.jit
-def sum_phases(f0, frames, held, start, rates, cycles, end, numbers, longest, sample_rate,
-               FRAME: tl.constexpr, T: tl.constexpr):  # fmt: skip
-    """Cycles a sample, and cycles at the frames' centres modulo 1, of a row's harmonic; and cycles at its end.
+def sum_phases(f0, frames, held, start, rates, cycles, end, numbers, longest, sample_rate, share,
+               FRAME: tl.constexpr, UNHEARD: tl.constexpr, T: tl.constexpr):  # fmt: skip
+    """Cycles a sample, and cycles within the frames modulo 1, of a row's harmonic; and at its end less UNHEARD frames.
 
-    Grid: rows, harmonics + 1. Outputs (rows, harmonics + 1, frames) float32 and (rows, harmonics + 1) float64.
+    `share`: where in a frame, 0.5 for its centre, 1 for its end. Grid: rows, harmonics + 1. Outputs (rows,
+    harmonics + 1, frames) float32 and (rows, harmonics + 1) float64.
     """
     row, order = tl.program_id(0), tl.program_id(1)
     count = tl.load(frames + row * numbers).to(tl.int32)
@@ -103,12 +116,12 @@ def sum_phases(f0, frames, held, start, rates, cycles, end, numbers, longest, sa
     step = rate.to(tl.float64) * FRAME
     sums = tl.cumsum(step, 0)
     onset = tl.load(held + row * numbers).to(tl.int32)
-    known = tl.sum(tl.where(at == onset, sums - 0.5 * step, 0.0), 0)
+    known = tl.sum(tl.where(at == onset, sums - share * step, 0.0), 0)
     harmonic = row * tl.num_programs(1) + order
     centres = sums + (tl.load(start + harmonic) - known)
     tl.store(rates + harmonic * longest + at, rate, at < longest)
     tl.store(cycles + harmonic * longest + at, (centres - tl.floor(centres)).to(tl.float32), at < longest)
-    last = tl.sum(tl.where(at == count - 1, centres + 0.5 * step, 0.0), 0)
+    last = tl.sum(tl.where(at == count - 1 - UNHEARD, centres + (1 - share) * step, 0.0), 0)
     tl.store(end + harmonic, last - tl.floor(last))
 
 
@@ -141,9 +154,34 @@ def excite(f0, rates, cycles, merge, frames, held, first, seed, kept, source, nu
     number = (tl.load(first + row * numbers) * FRAME + sample).to(tl.uint64)
     noise = _normal(tl.load(seed + row * numbers).to(tl.uint64, bitcast=True), number)
     spread = tl.where(voiced, voiced_noise, unvoiced_noise) * tl.load(merge + HARMONICS + 1)
-    merged = tl.where(voiced, merged, 0.0) + noise * spread + tl.load(merge + HARMONICS + 2)
-    falling = tl.exp(-2 * tl.abs(merged))
-    made = tl.where(merged < 0, -1.0, 1.0) * (1 - falling) / (1 + falling)
+    made = _tanh(tl.where(voiced, merged, 0.0) + noise * spread + tl.load(merge + HARMONICS + 2))
+    again = sample < tl.load(held + row * numbers).to(tl.int32) * FRAME
+    made = tl.where(again, tl.load(kept + row * HELD + sample, again, other=0), made)
+    tl.store(source + row * longest * FRAME + sample, made, inside)
+
+
+@triton.jit
+def excite_stepped(f0, cycles, merge, frames, held, first, seed, kept, source, numbers, longest,
+                   voiced_above, voiced_noise, unvoiced_noise,
+                   FRAME: tl.constexpr, HARMONICS: tl.constexpr, HELD: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """As `excite`, for a phase that stands still within a frame, and a uniform number for each harmonic and sample."""
+    row, block = tl.program_id(1), tl.program_id(0)
+    count = tl.load(frames + row * numbers).to(tl.int32)
+    if block * BLOCK >= count * FRAME:
+        return
+    sample = block * BLOCK + tl.arange(0, BLOCK)
+    inside = sample < count * FRAME
+    at = tl.minimum(sample // FRAME, count - 1)
+    merged, noise = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    key = tl.load(seed + row * numbers).to(tl.uint64, bitcast=True)
+    number = (tl.load(first + row * numbers) * FRAME + sample).to(tl.uint64) * (HARMONICS + 1)
+    for order in tl.static_range(HARMONICS + 1):
+        weight = tl.load(merge + order)
+        merged += weight * sine(tl.load(cycles + (row * (HARMONICS + 1) + order) * longest + at))
+        noise += weight * _uniform(random_bits(key, number + order, _NOISE))
+    voiced = tl.load(f0 + row * longest + at) > voiced_above
+    spread = tl.where(voiced, voiced_noise, unvoiced_noise)
+    made = _tanh(tl.where(voiced, merged, 0.0) + noise * spread + tl.load(merge + HARMONICS + 2))
     again = sample < tl.load(held + row * numbers).to(tl.int32) * FRAME
     made = tl.where(again, tl.load(kept + row * HELD + sample, again, other=0), made)
     tl.store(source + row * longest * FRAME + sample, made, inside)
@@ -211,27 +249,33 @@ def synthesise(layer, real, imaginary, energy, fades, old, frames, held, audio, 
         weight += tl.where(exists[:, None], tl.load(energy + turn * HOP + column)[None, :], 0.0)
     sample = group[:, None] * HOP + column[None, :]
     made = tl.minimum(tl.maximum(sums / tl.maximum(weight, 1e-8), -limit), limit)
-    again = sample < tl.load(held + row * numbers).to(tl.int32) * FRAME
-    fade_in = tl.load(fades + sample, again, other=1)
-    fade_out = tl.load(fades + HELD + sample, again, other=0)
-    made = made * fade_in + tl.load(old + row * HELD + sample, again, other=0) * fade_out
+    if HELD > 0:
+        again = sample < tl.load(held + row * numbers).to(tl.int32) * FRAME
+        fade_in = tl.load(fades + sample, again, other=1)
+        fade_out = tl.load(fades + HELD + sample, again, other=0)
+        made = made * fade_in + tl.load(old + row * HELD + sample, again, other=0) * fade_out
     tl.store(audio + row * samples + sample, made, (group < centres)[:, None])
 
 
 @triton.jit
 def hold(source, audio, mel, frames, kept, numbers, samples, longest,
-         FRAME: tl.constexpr, OVERLAP: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The last OVERLAP frames' source, audio and mel beside each other. Grid: blocks of numbers, rows."""
+         FRAME: tl.constexpr, KEPT: tl.constexpr, EXCITED: tl.constexpr, FADED: tl.constexpr, BINS: tl.constexpr,
+         BLOCK: tl.constexpr):  # fmt: skip
+    """Of the last KEPT frames the first EXCITED ones' source, the first FADED ones' audio, and the mel, side by side.
+
+    Grid: blocks of numbers, rows. Of a row with fewer frames all are kept; what follows them is whatever was there.
+    """
     row, block = tl.program_id(1), tl.program_id(0)
     count = tl.load(frames + row * numbers).to(tl.int32)
-    held: tl.constexpr = OVERLAP * FRAME
-    width: tl.constexpr = 2 * held + OVERLAP * BINS
-    if count < OVERLAP:
-        return
+    width: tl.constexpr = (EXCITED + FADED) * FRAME + KEPT * BINS
     at = block * BLOCK + tl.arange(0, BLOCK)
-    sample = row * samples + count * FRAME - held + at
-    value = tl.load(source + sample, at < held, other=0)
-    value += tl.load(audio + sample - held, (at >= held) & (at < 2 * held), other=0)
-    number = (row * longest + count - OVERLAP) * BINS + at - 2 * held
-    value += tl.load(mel + number, (at >= 2 * held) & (at < width), other=0)
+    begin = tl.maximum(count - KEPT, 0)
+    sample = begin * FRAME + at
+    value = tl.load(source + row * samples + sample, (at < EXCITED * FRAME) & (sample < samples), other=0)
+    sample -= EXCITED * FRAME
+    sounds = (at >= EXCITED * FRAME) & (at < (EXCITED + FADED) * FRAME) & (sample < samples)
+    value += tl.load(audio + row * samples + sample, sounds, other=0)
+    number = begin * BINS + at - (EXCITED + FADED) * FRAME
+    seen = (at >= (EXCITED + FADED) * FRAME) & (at < width) & (number < longest * BINS)
+    value += tl.load(mel + row * longest * BINS + number, seen, other=0)
     tl.store(kept + row * width + at, value, at < width)

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from lighttts.models.conv_past import LedConv1d, Past
 from lighttts.models.f0 import CausalConvRNNF0Predictor
-from lighttts.models.hift_config import HiFTConfig
+from lighttts.models.hift_config import Block, HiFTConfig
 from lighttts.models.hift_layers import Snake, spectra_of
 from lighttts.models.source import SteppedSource
 from lighttts.models.stft import FourierFrames
@@ -88,6 +88,25 @@ class CausalHiFTGenerator(nn.Module):
     def device(self) -> torch.device:
         return self.fourier.energy.device
 
+    @property
+    def held_back(self) -> int:
+        """Frames at the end of a piece that are not heard before more follows."""
+        return self.f0_predictor.LOOK_AHEAD + self._ahead + 1
+
+    @property
+    def look_back(self) -> int:
+        """Frames before a frame that its audio still depends on, by way of their mel or their excitation."""
+        config, hop = self.config, self.config.fourier_hop
+        # The window, the last layer's taps, and the column that is mirrored to the front.
+        samples, column, excited = config.fourier_size // 2 + 7 * hop, hop, 0
+        stages = zip(config.rates, config.up_taps, config.source_blocks, strict=True)
+        for rate, taps, source_block in reversed(list(stages)):
+            samples += max(map(_reach, config.blocks)) * column
+            excited = max(excited, samples + (_reach(source_block) + 1) * column + config.fourier_size // 2)
+            samples += (taps - 1 + rate - 1) * column
+            column *= rate
+        return max(math.ceil(max(samples, excited) / config.source.frame), self.f0_predictor.LOOK_BACK)
+
     def pitch(self, mel: Tensor, past: Past, *, final: bool) -> Tensor:
         """Fundamental frequency in Hz, (rows, frames), of the frames that follow those it is known of.
 
@@ -136,6 +155,12 @@ class CausalHiFTGenerator(nn.Module):
         half, hop, frame = self.config.fourier_size // 2, self.config.fourier_hop, self.config.source.frame
         led = past.lead(made, frame // hop + half // hop, zeros=0)
         return self.fourier.overlapped(led, half + (hop if past.begun else 0), half + (0 if final else frame))
+
+
+def _reach(block: Block) -> int:
+    """Columns that a residual block looks back."""
+    taps, dilations = block
+    return sum((taps - 1) * (dilation + 1) for dilation in dilations)
 
 
 def _down(inputs: int, width: int, factor: int) -> LedConv1d:

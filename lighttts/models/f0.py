@@ -35,19 +35,21 @@ class ConvRNNF0Predictor(nn.Module):
 
 
 class CausalConvRNNF0Predictor(nn.Module):
-    """Mel (rows, bins, frames) -> fundamental frequency in Hz (rows, frames); sees `LOOK_AHEAD` frames to come.
+    """Mel (rows, bins, frames) -> fundamental frequency in Hz (rows, frames); sees `LOOK_AHEAD` frames to come and
+    `LOOK_BACK` that went before.
 
     Computed in float64 as upstream: what a hop and the whole make of one frame must not differ, for the phase of the
     excitation sums it up.
     """
 
     LOOK_AHEAD = 3
+    LOOK_BACK = 8
 
     def __init__(self, bins: int, channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = [weight_norm(nn.Conv1d(bins, channels, self.LOOK_AHEAD + 1)), nn.ELU()]
         for _ in range(4):
-            layers += [weight_norm(LedConv1d(channels, channels, 3)), nn.ELU()]
+            layers += [weight_norm(LedConv1d(channels, channels, self.LOOK_BACK // 4 + 1)), nn.ELU()]
         self.condnet = nn.ModuleList(layers)
         self.classifier = nn.Linear(channels, 1)
 

@@ -33,6 +33,7 @@ class VocoderState:
 
     `mel`: (OVERLAP, bins); `source`, `audio`: (OVERLAP x samples a frame,); `phase`: (harmonics + 1,) float64, where
     the excitation stopped; `first`: frame of the request that `mel` starts with.
+    `lighttts.engine.vocoder_holding` has one of CosyVoice3's too.
     """
 
     mel: Tensor
@@ -71,8 +72,8 @@ class VocoderHop:
     seed: int | None
 
     @property
-    def overlap(self) -> VocoderState | None:
-        """What CosyVoice2's vocoder holds back of the hop before."""
+    def held(self) -> VocoderState | None:
+        """What is held back of the hop before as frames, to be computed again."""
         return self.state if isinstance(self.state, VocoderState) else None
 
 
@@ -105,6 +106,7 @@ def vocode(model: Generator, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
 
 def _vocode_causal(model: CausalHiFTGenerator, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
     states = [hop.state for hop in hops if isinstance(hop.state, CausalVocoderState)]
+    assert all(hop.held is None for hop in hops)
     past = Past([torch.stack(tails) for tails in zip(*(state.tails for state in states), strict=True)] or None)
     mel, final = torch.stack([hop.mel for hop in hops]), hops[0].final
     f0 = model.pitch(mel, past, final=final)
@@ -134,7 +136,7 @@ def _harmonic_noise(model: CausalHiFTGenerator, f0: Tensor, seeds: Sequence[int]
 
 
 def _vocode_even(model: HiFTGenerator, hops: Sequence[VocoderHop]) -> list[VocoderResult]:
-    states = [hop.overlap for hop in hops if hop.overlap is not None]
+    states = [hop.held for hop in hops if hop.held is not None]
     mel = torch.stack([hop.mel for hop in hops])
     if states:
         mel = torch.cat([torch.stack([state.mel for state in states]), mel], dim=1)
@@ -162,7 +164,7 @@ def _vocode_even(model: HiFTGenerator, hops: Sequence[VocoderHop]) -> list[Vocod
 
 
 def _first(hop: VocoderHop) -> int:
-    return 0 if hop.overlap is None else hop.overlap.first
+    return 0 if hop.held is None else hop.held.first
 
 
 def _excite(

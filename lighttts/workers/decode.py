@@ -22,7 +22,7 @@ from lighttts.engine.flow_pages import PagePool
 from lighttts.engine.vocoder import Vocoder
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import Flow, load_flow
-from lighttts.models.hift import HiFTGenerator, load_hift
+from lighttts.models.hift import load_hift
 from lighttts.tensorrt.backend import use_tensorrt
 from lighttts.tensorrt.flow_batch import TensorRTFlowBatch
 from lighttts.transport import wire
@@ -154,7 +154,6 @@ def _engine(config: Config, directory: ModelDirectory, device: torch.device) -> 
             flow_batch = partial(TensorRTFlowBatch, velocity=velocity)
     if device.type != "cuda":
         return DecodeEngine(flow, hift, max_batch=decode.batch or 1, max_streams=decode.streams)
-    vocode = Vocoder(hift, max_batch=GPU_HOPS).vocode if isinstance(hift, HiFTGenerator) else None
     cache = decode.cache_gb * 1e9 if decode.cache_gb else CACHE_SHARE * torch.cuda.mem_get_info(device)[0]
     pages = int(cache / PagePool.page_bytes(flow))
     engine = PagedDecodeEngine(
@@ -163,7 +162,7 @@ def _engine(config: Config, directory: ModelDirectory, device: torch.device) -> 
         max_streams=min(decode.streams, pages // PAGES_A_STREAM),
         slots=decode.batch or GPU_CHUNKS,
         pages=pages,
-        vocode=vocode,
+        vocode=Vocoder(hift, max_batch=GPU_HOPS).vocode,
         flow_batch=flow_batch,
     )
     engine.prepare(PREPARED_FRAMES)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lighttts.engine.vocoder import LENGTHS, Vocoder
+from lighttts.engine.vocoder import FIRST, HOPS, Vocoder
 from lighttts.engine.vocoder_ops import Passed
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.hift import HiFTGenerator, load_hift
@@ -26,6 +26,7 @@ from lighttts.models.hift_stream import OVERLAP, VocoderHop, VocoderResult, Voco
 
 TINY = Path(__file__).parents[1] / "golden" / "cosyvoice2-tiny"
 FRAME = 480
+LENGTHS = (FIRST, *(frames + OVERLAP for frames in HOPS))
 SEEDS = st.one_of(st.none(), st.integers(0, (1 << 64) - 1))
 
 

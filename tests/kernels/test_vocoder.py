@@ -10,14 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from lighttts.engine.vocoder_causal import CausalTorchOps
+from lighttts.engine.vocoder_holding import Holding
 from lighttts.engine.vocoder_layers import Convolution, Finish, Span
 from lighttts.engine.vocoder_ops import Margins, Rows, TorchOps
-from lighttts.kernels.vocoder import TritonOps
+from lighttts.kernels.vocoder import CausalTritonOps, TritonOps
+from lighttts.models.causal_hift import CausalHiFTGenerator, Upsampling
+from lighttts.models.conv_past import Past
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.hift import HiFTGenerator, load_hift
 from lighttts.models.hift_stream import OVERLAP
 
-TINY = Path(__file__).parents[1] / "golden" / "cosyvoice2-tiny"
+GOLDEN = Path(__file__).parents[1] / "golden"
 LONGEST, FRAME = 24, 480
 FRAMES = [LONGEST, 9, 0, 1, 17]
 """A full row, one that ends early, an unused one, the shortest, and one more."""
@@ -33,7 +37,16 @@ def _seed() -> Iterator[None]:
 @cache
 def model() -> HiFTGenerator:
     torch.set_num_threads(1)
-    return load_hift(ModelDirectory.open(TINY))
+    hift = load_hift(ModelDirectory.open(GOLDEN / "cosyvoice2-tiny"))
+    assert isinstance(hift, HiFTGenerator)
+    return hift
+
+
+@cache
+def causal() -> CausalHiFTGenerator:
+    hift = load_hift(ModelDirectory.open(GOLDEN / "cosyvoice3-tiny"))
+    assert isinstance(hift, CausalHiFTGenerator)
+    return hift
 
 
 def rows() -> Rows:
@@ -92,6 +105,45 @@ def test_audio_is_cross_faded_with_what_was_held_and_its_end_is_held():
     held = torch.tensor(FRAMES) >= OVERLAP
     assert torch.allclose(ours.held[held], reference.held[held], atol=1e-4)
     assert torch.equal(ours.phase, phase)
+
+
+def causal_rows() -> Rows:
+    """As `rows`, of CosyVoice3's: some frames are known of two rows, fewer than the most in one of them."""
+    holding, generator = Holding.of(causal()), torch.Generator().manual_seed(1)
+    numbers = torch.tensor([CAUSAL_FRAMES, [holding.context, 3, 0, 0], [5, 1 << 40, 0, 0], [7, -(1 << 63), 0, 3]]).T
+    frames, held, first, seed = numbers.contiguous().unbind(1)
+    mel = torch.randn(len(CAUSAL_FRAMES), max(CAUSAL_FRAMES), 80, generator=generator)
+    source = torch.rand(len(CAUSAL_FRAMES), holding.context * FRAME, generator=generator) - 0.5
+    phase = torch.rand(len(CAUSAL_FRAMES), 9, dtype=torch.float64, generator=generator)
+    return Rows(mel, frames, held, first, seed, source, source[:, :0], phase)
+
+
+CAUSAL_FRAMES = [48, 20, 0, 1]
+"""More than are held, fewer, an unused row, and the shortest."""
+
+
+def test_the_causal_excitation_and_its_phase_before_what_is_not_heard():
+    given, f0 = causal_rows(), 20 + 300 * torch.rand(len(CAUSAL_FRAMES), max(CAUSAL_FRAMES))
+    f0[:, 33:36] = 0.5
+    ours, phase = CausalTritonOps(causal()).excite(given, f0)
+    reference, expected = CausalTorchOps(causal()).excite(given, f0)
+    assert agree(ours, reference, [FRAME * count for count in CAUSAL_FRAMES], 2e-5)
+    goes_on = torch.tensor(CAUSAL_FRAMES) > causal().held_back
+    assert (phase - expected)[goes_on].abs().max() < 1e-9
+
+
+def test_causal_audio_is_not_faded_and_what_the_next_hop_looks_back_at_is_held():
+    given = causal_rows()
+    layer = torch.randn(len(CAUSAL_FRAMES), max(CAUSAL_FRAMES) * FRAME // 4 + 1, 18)
+    source = torch.randn(len(CAUSAL_FRAMES), max(CAUSAL_FRAMES) * FRAME)
+    ours = CausalTritonOps(causal()).synthesise(given, source, given.phase, layer)
+    reference = CausalTorchOps(causal()).synthesise(given, source, given.phase, layer)
+    assert agree(ours.audio, reference.audio, [FRAME * count for count in CAUSAL_FRAMES], 1e-4)
+    held = Holding.of(causal())
+    assert torch.equal(ours.held[0], reference.held[0])
+    (excited, mel), kept = ours.held[1].tensor_split((held.excited * FRAME,)), CAUSAL_FRAMES[1]
+    assert torch.equal(excited[: kept * FRAME], source[1, : kept * FRAME])
+    assert torch.equal(mel[: kept * 80], given.mel[1, :kept].flatten())
 
 
 PLANES = 3
@@ -174,3 +226,12 @@ def test_a_transposed_convolution_is_one_of_its_phases_side_by_side(taps, rate):
     made = TorchOps(model()).convolve(x[None], layer, torch.tensor([10, 10]), Span(1), 10, Finish(dtype=torch.float32))
     assert made.value is not None
     assert torch.allclose(made.value.view(2, 10 * rate, 4), conv(x.mT).mT, atol=1e-5)
+
+
+@pytest.mark.parametrize(("taps", "rate"), [(16, 8), (11, 5), (7, 3)])
+def test_a_convolution_of_repeated_columns_is_one_of_its_phases_side_by_side(taps, rate):
+    conv, x = Upsampling(6, 4, taps, rate), torch.randn(2, 10, 6)
+    layer = Convolution.up(conv, torch.float32)
+    made = TorchOps(model()).convolve(x[None], layer, torch.tensor([10, 10]), Span(1), 10, Finish(dtype=torch.float32))
+    assert made.value is not None
+    assert torch.allclose(made.value.view(2, 10 * rate, 4), conv(x.mT, Past()).mT, atol=1e-5)
