@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import MOST, Endings, refuse
+from lighttts.broker.flow import Flow
 from lighttts.broker.instructions import DeleteRequest, Fetch, Metric, ReleaseRequest, Reply
 from lighttts.broker.outbox import Channel, Outbox
-from lighttts.broker.requests import Flow, Request, State, audio_bytes
+from lighttts.broker.requests import Request, State, audio_bytes
 from lighttts.broker.state import Claim, Found, Saved
 from lighttts.broker.voices import VoiceDesk
 from lighttts.errors import LightTTSError, Overloaded, UnknownRequest
