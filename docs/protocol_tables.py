@@ -1,8 +1,8 @@
-"""Keeps docs/protocol.md and docs/protocol_vectors.json true to lighttts/transport/wire.py.
+"""Keeps docs/protocol.md and docs/protocol_vectors.json true to lighttts/transport/wire.
 
 Run it after a change of a message: ``python docs/protocol_tables.py``. The tables of the page are made from the
 registry. Of the vectors, the `fields` are written by hand (a new message needs an entry); their `frames` are computed
-here, and a test checks that the wire module makes and reads the same bytes.
+here, and a test checks that the wire package makes and reads the same bytes.
 """
 
 from __future__ import annotations

@@ -15,14 +15,10 @@ from lighttts.broker.executor import SERVICE, Executor
 from lighttts.broker.fetch import Fetcher
 from lighttts.broker.outbox import Channel
 from lighttts.broker.quota import KEYED
-from lighttts.broker.redis_store import Limits, RedisStore
-from lighttts.broker.state import Found, MemoryStore, StateStore, StoreEvents
-from lighttts.broker.voice_files import FileStore, default_directory
+from lighttts.broker.state import Found, StateStore, StoreEvents
+from lighttts.broker.stores import open_store, open_voices
 from lighttts.broker.voice_keeper import VoiceKeeper
 from lighttts.broker.voice_questions import Answer
-from lighttts.broker.voice_records import Room
-from lighttts.broker.voice_redis import RedisVoices
-from lighttts.broker.voice_store import VoiceStore
 from lighttts.config import BrokerConfig
 from lighttts.errors import InternalError, LightTTSError
 from lighttts.logs import get_logger
@@ -90,8 +86,8 @@ class App:
             raise
 
     def _open(self) -> None:
-        settings = self._settings
-        self._store = store = self._open_store()
+        settings, post = self._settings, self._reactor.post
+        self._store = store = open_store(settings, self._name, self._store_events())
         self._clients = self._sockets.router(settings.clients, Domain.CLIENTS)
         self._workers = self._sockets.router(settings.workers, Domain.WORKERS)
         self._results = results = self._sockets.pull(settings.results, Domain.RESULTS)
@@ -108,9 +104,11 @@ class App:
             settings, name=self._name, store=store.name, durable=store.durable, now=self._clock(), who=self._who
         )
         self._fetcher = fetcher = Fetcher(
-            store, lambda request_id, found: self._reactor.post(lambda: self._fetched(request_id, found))
+            store, lambda request_id, found: post(lambda: self._fetched(request_id, found))
         )
-        self._keeper = keeper = self._open_voices()
+        self._keeper = keeper = open_voices(
+            settings, lambda number, answer: post(lambda: self._voices_answered(number, answer))
+        )
         self._executor = Executor(core, self._clients, self._workers, store, self._clock, fetcher.fetch, keeper.ask)
         self._listen(results)
 
@@ -253,39 +251,15 @@ class App:
         state = "STOPPING, " if self._stop_at is not None else ""
         notify(f"STATUS={state}{load.active} active, {load.waiting} waiting; workers: {workers}")
 
-    # ---- the state store -----------------------------------------------------------------------------------------
+    # ---- the stores ----------------------------------------------------------------------------------------------
 
-    def _open_store(self) -> StateStore:
-        url = self._settings.state
-        if url.startswith("memory://"):
-            return MemoryStore()
-        settings, post = self._settings, self._reactor.post
-        events = StoreEvents(
+    def _store_events(self) -> StoreEvents:
+        post = self._reactor.post
+        return StoreEvents(
             stored=lambda request_id, error: post(lambda: self._stored(request_id, error)),
             changed=lambda problem: post(lambda: self._store_changed(problem)),
             lost=lambda request_id: post(lambda: self._lost(request_id)),
             crashed=lambda error: post(lambda: self._store_crashed(error)),
-        )
-        limits = Limits(breaker_failures=settings.redis_breaker_failures, breaker_s=settings.redis_breaker_s)
-        return RedisStore(url, settings.state_ttl_s, f"{self._name}-{os.urandom(4).hex()}", events, limits)
-
-    def _open_voices(self) -> VoiceKeeper:
-        settings = self._settings
-        store: VoiceStore
-        if settings.state.startswith("memory://"):
-            store = FileStore(settings.voices_directory or default_directory())
-        else:
-            store = RedisVoices(settings.state)
-        room = Room(
-            settings.client_voices, _bytes(settings.client_voices_mb), settings.voices, _bytes(settings.voices_mb)
-        )
-        post = self._reactor.post
-        return VoiceKeeper(
-            store,
-            room,
-            _bytes(settings.voice_cache_mb),
-            settings.redis_breaker_s,
-            lambda number, answer: post(lambda: self._voices_answered(number, answer)),
         )
 
     def _voices_answered(self, number: int, answer: Answer) -> None:
@@ -311,7 +285,3 @@ class App:
     def _store_crashed(self, error: BaseException) -> None:
         self._crash = error
         self._reactor.stop()
-
-
-def _bytes(mib: float) -> int:
-    return int(mib * 2**20)

@@ -16,6 +16,7 @@ from lighttts.broker.pieces import Pieces
 from lighttts.broker.requests import CLOSED, Request, State, audio_bytes
 from lighttts.broker.resume import Resumption
 from lighttts.broker.slow import SlowClients
+from lighttts.broker.voice_names import VoiceNames
 from lighttts.broker.voices import VoiceDesk
 from lighttts.errors import Cancelled, LightTTSError, ProtocolError
 from lighttts.transport.wire import (
@@ -53,9 +54,10 @@ class Clients:
         endings: Endings,
         resumption: Resumption,
         desk: VoiceDesk,
+        names: VoiceNames,
         pieces: Pieces,
     ) -> None:
-        self._desk = desk
+        self._names = names
         self._board = board
         self._step = board.step
         self._settings = board.settings
@@ -139,7 +141,7 @@ class Clients:
     def _admit(self, request: Request, now: float) -> None:
         request.move(State.ADMITTED, now)
         self._dispatcher.accept(request)
-        self._desk.admit(request, now)
+        self._names.admit(request, now)
 
     def _credit(self, client: bytes, message: Credit, now: float) -> None:
         request = self._requests.owned(client, message.request_id)

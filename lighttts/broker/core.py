@@ -23,7 +23,10 @@ from lighttts.broker.results import Results
 from lighttts.broker.resume import Resumption
 from lighttts.broker.state import Found
 from lighttts.broker.takeover import Takeover
+from lighttts.broker.voice_inquiries import Inquiries
+from lighttts.broker.voice_names import VoiceNames
 from lighttts.broker.voice_questions import Answer
+from lighttts.broker.voice_traces import Traces
 from lighttts.broker.voices import VoiceDesk
 from lighttts.config import BrokerConfig
 from lighttts.errors import DeadlineExceeded, LightTTSError, NoWorker, Unavailable, UnknownRequest
@@ -70,11 +73,14 @@ class Core:
         self._endings = Endings(board, dispatcher)
         takeover = Takeover(board, dispatcher, self._endings)
         self._control = Control(board, dispatcher, takeover)
-        self._desk = desk = VoiceDesk(board, dispatcher, self._endings, wall)
-        self._resumption = Resumption(board, dispatcher, self._endings, desk, wall)
+        self._inquiries = Inquiries(board)
+        self._traces = Traces(board, dispatcher)
+        self._desk = VoiceDesk(board, dispatcher, self._inquiries, self._traces, wall)
+        names = VoiceNames(board, dispatcher, self._endings, self._inquiries)
+        self._resumption = Resumption(board, dispatcher, self._endings, names, wall)
         self._pieces = Pieces(board, dispatcher, self._endings)
-        self._clients = Clients(board, dispatcher, self._endings, self._resumption, desk, self._pieces)
-        self._results = Results(board, dispatcher, self._endings, takeover, desk.traces, self._pieces)
+        self._clients = Clients(board, dispatcher, self._endings, self._resumption, self._desk, names, self._pieces)
+        self._results = Results(board, dispatcher, self._endings, takeover, self._traces, self._pieces)
         self._blocked: dict[Outbox, None] = {}
         self._answers: dict[tuple[Channel, bytes], Outbox] = {}
         self._probed = now
@@ -110,7 +116,7 @@ class Core:
 
     def voices_answered(self, number: int, answer: Answer, now: float) -> list[Instruction]:
         """An `AskVoices` is answered."""
-        self._desk.answered(number, answer, now)
+        self._inquiries.answered(number, answer, now)
         return self._step.finish()
 
     def claimed(self, request_id: str, now: float) -> list[Instruction]:
@@ -160,6 +166,7 @@ class Core:
         self._endings.tick(now)
         self._resumption.tick(now)
         self._desk.tick(now)
+        self._traces.tick(now)
         self._board.refusals.tick(now)
         self._results.tick()
         if now - self._probed >= PROBE_INTERVAL_S:
@@ -200,7 +207,7 @@ class Core:
     def known_peers(self, channel: Channel) -> set[bytes]:
         """Routing ids of the clients that wait for something, or of the workers."""
         if channel is Channel.CLIENTS:
-            return {*self._board.requests.clients, *self._desk.clients}
+            return {*self._board.requests.clients, *self._inquiries.clients}
         return {worker.identity for worker in self._board.workers}
 
     # ---- within --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lighttts.broker.flow import Flow
 from lighttts.broker.live import Live
 from lighttts.broker.outbox import Frames, Outbox
 from lighttts.broker.token_log import TokenLog
@@ -87,29 +88,6 @@ ATTEMPTS = 1 << 16
 """Numbers of attempts, as messages have them."""
 ROWS_PER_SECOND = {"mel": 50, "tokens": 25}
 """Rows of an output in a second of speech; those of audio are the sample rate."""
-
-
-@dataclass(slots=True, eq=False)
-class Flow:
-    """What has come of a request so far: frames towards the client, and the times playback would have had.
-
-    `rows` samples, mel frames or tokens, of which `rows_before` belong to sentences before number `sentence`.
-    """
-
-    frames: int = 0
-    rows: int = 0
-    sentence: int = 0
-    rows_before: int = 0
-    heard: int | None = 0
-    """The sentence of the last frame; None while nobody knows, after a resumption."""
-    last_at: float = 0.0
-    plays_until: float = 0.0
-
-    def hear(self, sentence: int) -> None:
-        """The next frame is of `sentence`."""
-        if self.heard is not None and sentence != self.heard:
-            self.sentence, self.rows_before = sentence, self.rows
-        self.heard = sentence
 
 
 @dataclass(slots=True, eq=False)

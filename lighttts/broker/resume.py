@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
 from lighttts.broker.endings import MOST, Endings, refuse
+from lighttts.broker.flow import Flow
 from lighttts.broker.instructions import DeleteRequest, Fetch, Metric, ReleaseRequest, Reply
 from lighttts.broker.outbox import Channel, Outbox
-from lighttts.broker.requests import Flow, Request, State, audio_bytes
+from lighttts.broker.requests import Request, State, audio_bytes
 from lighttts.broker.state import Claim, Found, Saved
-from lighttts.broker.voices import VoiceDesk
+from lighttts.broker.voice_names import VoiceNames
 from lighttts.errors import LightTTSError, Overloaded, UnknownRequest
 from lighttts.transport.wire import STAGES, Convert, Encoded, Resume, Synth, Tokens, decode
 
@@ -48,9 +49,9 @@ class Resumption:
     """Takes up requests again. `wall` tells Unix time, in which records are dated."""
 
     def __init__(
-        self, board: Board, dispatcher: Dispatcher, endings: Endings, desk: VoiceDesk, wall: Callable[[], float]
+        self, board: Board, dispatcher: Dispatcher, endings: Endings, names: VoiceNames, wall: Callable[[], float]
     ) -> None:
-        self._desk = desk
+        self._names = names
         self._board = board
         self._step = board.step
         self._dispatcher = dispatcher
@@ -181,7 +182,7 @@ class Resumption:
         """Puts the request where its next stage finds it."""
         if request.state is State.ADMITTED:
             self._dispatcher.accept(request)
-            self._desk.admit(request, now)
+            self._names.admit(request, now)
             return
         self._dispatcher.accept(request)
         if request.asked.output == "tokens":

@@ -1,34 +1,31 @@
-"""Registered voices as clients see them: added, shown, renamed, removed; and put in the place of a name in a request.
+"""Registered voices as clients see them: added, shown, listed, renamed, removed.
 
-The store is asked about each use, so that what one broker has removed no other speaks with. A recording that is to be
-added is checked by an encode worker first: an errand, a request of the broker's own (`Request.told`).
+A recording that is to be added is checked by an encode worker first: an errand, a request of the broker's own
+(`Request.told`).
 """
 
 from __future__ import annotations
 
-import itertools
 import secrets
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from lighttts.broker.board import Board
 from lighttts.broker.dispatch import Dispatcher
-from lighttts.broker.endings import Endings
 from lighttts.broker.instructions import Metric, Reply
 from lighttts.broker.outbox import Channel, Outbox
 from lighttts.broker.quota import Quotas
 from lighttts.broker.requests import Request, State
-from lighttts.broker.voice_questions import Answer, AskVoices, Find, ListAll, Put, Question, Remove, Rename, Voiced
+from lighttts.broker.voice_inquiries import Inquiries
+from lighttts.broker.voice_questions import Answer, Find, ListAll, Put, Question, Remove, Rename, Voiced
 from lighttts.broker.voice_records import VoiceRecord, digest_of
 from lighttts.broker.voice_traces import Traces
 from lighttts.errors import Forbidden, InvalidInput, LightTTSError, Overloaded, Unavailable, UnknownVoice, VoiceExists
 from lighttts.transport.wire import (
     MAX_VOICES,
     AddVoice,
-    Convert,
     ListVoices,
     Message,
     Synth,
@@ -41,33 +38,28 @@ from lighttts.transport.wire import (
 )
 from lighttts.voice_file import check_name, check_text
 
-QUESTIONS = 16
-"""Most questions of one client that wait for the store, so that nobody fills its line."""
 EXPORTS_A_MINUTE = 60
 """Of one client: each may be as large as a recording, and is sent without credit."""
-Then = Callable[[Answer, float], None]
 
 
 class VoiceDesk:
     """Handles what clients ask about voices. `wall` tells Unix time."""
 
     def __init__(
-        self, board: Board, dispatcher: Dispatcher, endings: Endings, wall: Callable[[], float] = time.time
+        self,
+        board: Board,
+        dispatcher: Dispatcher,
+        inquiries: Inquiries,
+        traces: Traces,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._board = board
         self._step = board.step
         self._dispatcher = dispatcher
-        self._endings = endings
+        self._inquiries = inquiries
+        self._traces = traces
         self._wall = wall
-        self._numbers = itertools.count(1)
-        self._asked: dict[int, tuple[bytes, Then]] = {}
         self._exports = Quotas(sys.maxsize, EXPORTS_A_MINUTE, board.who)
-        self.traces = Traces(board, dispatcher)
-
-    @property
-    def clients(self) -> set[bytes]:
-        """Those who wait for the store's answer."""
-        return {client for client, _ in self._asked.values()}
 
     # ---- what clients ask ----------------------------------------------------------------------------------------
 
@@ -112,7 +104,7 @@ class VoiceDesk:
         except LightTTSError as error:
             self._fail(client, message.query_id, error)
             return
-        self._ask(client, question, partial(self._acted, client, message))
+        self._inquiries.ask(client, question, partial(self._acted, client, message))
 
     def list(self, client: bytes, message: ListVoices, now: float) -> None:
         """The names of all voices are asked for. If the registered ones cannot be had, preset ones can."""
@@ -120,36 +112,16 @@ class VoiceDesk:
             owner = self._board.owner(client, message.owner)
         except Forbidden:
             owner = ""
-        if self._busy(client):
-            self._listed(client, message, _too_many(), now)
-            return
-        self._ask(client, ListAll(owner), partial(self._listed, client, message))
-
-    # ---- requests that name a voice ------------------------------------------------------------------------------
-
-    def admit(self, request: Request, now: float) -> None:
-        """Puts an admitted request before the encode stage, with the recording of the voice it names."""
-        asked = request.asked
-        claimed, request.asked = asked.owner, replace(asked, owner="")
-        if not asked.voice or self._board.workers.offers(asked.voice):
-            self._dispatcher.enter("encode", request, now)
-            return
         try:
-            owner = self._board.owner(request.client, claimed)
-        except LightTTSError as error:
-            self._endings.fail(request, error, now)
+            self._inquiries.check(client)
+        except Overloaded as error:
+            self._listed(client, message, error, now)
             return
-        self._ask(request.client, Find(owner, asked.voice, recording=True), partial(self._found, request))
-
-    def answered(self, number: int, answer: Answer, now: float) -> None:
-        """The store has answered."""
-        _, then = self._asked.pop(number)
-        then(answer, now)
+        self._inquiries.ask(client, ListAll(owner), partial(self._listed, client, message))
 
     def tick(self, now: float) -> None:
         """Time has passed."""
         self._exports.tick(now)
-        self.traces.tick(now)
 
     # ---- checks --------------------------------------------------------------------------------------------------
 
@@ -172,15 +144,10 @@ class VoiceDesk:
             raise VoiceExists(f"{name!r} is a preset voice of the model, which always stays", field=field)
 
     def _check_pace(self, client: bytes, message: VoiceAction, now: float) -> None:
-        if self._busy(client):
-            raise _too_many()
+        self._inquiries.check(client)
         if message.action == "export":
             self._exports.check(client, self._board.requests, self._board.pace, now)
             self._exports.charge(client, now)
-
-    def _busy(self, client: bytes) -> bool:
-        who = self._board.who(client)
-        return sum(self._board.who(other) == who for other, _ in self._asked.values()) >= QUESTIONS
 
     def _question(self, owner: str, message: VoiceAction) -> Question:
         if message.action == "list":
@@ -204,7 +171,7 @@ class VoiceDesk:
             self._fail(client, message.query_id, outcome)
             return
         digest = digest_of(message.prompt)
-        self.traces.learn(digest, outcome)
+        self._traces.learn(digest, outcome)
         voice = VoiceRecord(
             owner,
             message.name,
@@ -217,7 +184,7 @@ class VoiceDesk:
         )
         # As long as it waits to be written it is in memory.
         self._board.prompts.hold(len(message.prompt))
-        self._ask(client, Put(voice, message.prompt, message.replace), partial(self._added, client, message))
+        self._inquiries.ask(client, Put(voice, message.prompt, message.replace), partial(self._added, client, message))
 
     def _added(self, client: bytes, message: AddVoice, answer: Answer, now: float) -> None:
         self._board.prompts.free(len(message.prompt))
@@ -225,10 +192,10 @@ class VoiceDesk:
             self._fail(client, message.query_id, answer)
             return
         new, *old = answer.voices
-        self.traces.added(new.digest)
+        self._traces.added(new.digest)
         for voice in old:
             if voice.digest != new.digest:
-                self.traces.removed(voice, now)
+                self._traces.removed(voice, now)
         self._step.log("info", "voice added", voice=new.name, owner=new.owner, shared=new.shared, bytes=new.size)
         self._done(client, message.query_id, new)
 
@@ -242,7 +209,7 @@ class VoiceDesk:
             return
         (voice,) = answer.voices
         if message.action == "remove":
-            self.traces.removed(voice, now)
+            self._traces.removed(voice, now)
         if message.action in ("rename", "remove"):
             self._step.log("info", f"voice {message.action}d", voice=message.name, owner=voice.owner)
         self._done(client, message.query_id, voice, answer.recording)
@@ -259,30 +226,7 @@ class VoiceDesk:
         rate = self._board.workers.sample_rate
         self._answer(client, Voices(message.query_id, rate, tuple(names)[:MAX_VOICES]))
 
-    def _found(self, request: Request, answer: Answer, now: float) -> None:
-        """The voice that a request names; if there is none, an encode worker may know it, or says what it knows."""
-        if self._board.requests.live.get(request.id) is not request:
-            return
-        if isinstance(answer, Voiced):
-            (voice,) = answer.voices
-            if self._board.prompts.used + voice.size > self._board.prompts.limit:
-                text = "the broker holds as many recordings as it can: try again later"
-                self._endings.fail(request, Overloaded(text, retry_after=self._board.pace.soon(now)), now)
-                return
-            self._board.prompts.hold(len(answer.recording))
-            request.voice_digest = voice.digest
-            request.asked = _with(request.asked, voice, answer.recording)
-        elif not isinstance(answer, UnknownVoice):
-            self._endings.fail(request, answer, now)
-            return
-        self._dispatcher.enter("encode", request, now)
-
     # ---- answers -------------------------------------------------------------------------------------------------
-
-    def _ask(self, client: bytes, question: Question, then: Then) -> None:
-        number = next(self._numbers)
-        self._asked[number] = (client, then)
-        self._step.add(AskVoices(number, question))
 
     def _done(self, client: bytes, query_id: int, voice: VoiceRecord, recording: bytes = b"") -> None:
         self._answer(client, VoiceDone(query_id, voice.row, voice.prompt_text, recording))
@@ -294,18 +238,6 @@ class VoiceDesk:
 
     def _answer(self, client: bytes, message: Message) -> None:
         self._step.add(Reply(Channel.CLIENTS, client, encode(message)))
-
-
-def _with(asked: Synth | Convert, voice: VoiceRecord, recording: bytes) -> Synth | Convert:
-    """The request as if it had come with the voice's recording; an instruction takes the place of its text."""
-    if isinstance(asked, Convert):
-        return replace(asked, voice="", prompt=recording)
-    return replace(asked, voice="", prompt=recording, prompt_text="" if asked.instruct else voice.prompt_text)
-
-
-def _too_many() -> Overloaded:
-    text = f"{QUESTIONS} questions of this client about voices wait for an answer: ask again later"
-    return Overloaded(text, retry_after=1.0)
 
 
 def _line(text: str) -> str:

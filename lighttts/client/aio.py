@@ -3,166 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Iterable, Sequence
-from os import PathLike
-from pathlib import Path
+from collections.abc import AsyncIterable, Iterable
 
 from lighttts.client.aio_synthesis import AsyncMailbox, AsyncSynthesis, AsyncTalk
-from lighttts.client.async_voices import Answer, AsyncVoices
-from lighttts.client.events import Answered, Failed
-from lighttts.client.loop import ClientLoop
-from lighttts.client.request import (
-    Decoded,
-    Method,
-    Output,
-    Recording,
-    SampleFormat,
-    make_convert,
-    make_synth,
-)
-from lighttts.client.stream import Timeouts
-from lighttts.client.voices import Asking
-from lighttts.errors import InvalidInput, ProtocolError
-from lighttts.transport.endpoints import DEFAULT_BROKER
-from lighttts.transport.wire import GetStatus, Status
+from lighttts.client.async_voices import AsyncVoices
+from lighttts.client.face import Face
+from lighttts.client.voices import Answer, Asking, answer_in
+from lighttts.transport.wire import GetStatus, SpeechRequest, Status
 
 
-class AsyncClient(AsyncVoices):
+class AsyncClient(Face[Iterable[str] | AsyncIterable[str], AsyncSynthesis, AsyncTalk], AsyncVoices):
     """A connection to a LightTTS broker for asyncio programs; everything `Client` says holds here.
 
-    async with AsyncClient() as client:
-        async for chunk in client.synthesize("Hello there."):
-            await play(chunk)
+        async with AsyncClient() as client:
+            async for chunk in client.synthesize("Hello there."):
+                await play(chunk)
+
+    `synthesize`, `talk` and `convert` must be called in a running event loop, and read files given as paths at once.
+    Pieces of a text may come of an asynchronous iterable; of a `talk`, one task writes, another reads.
     """
-
-    def __init__(
-        self,
-        broker: str | Sequence[str] = DEFAULT_BROKER,
-        *,
-        keys: str | PathLike[str] | None = None,
-        timeout: float = 60.0,
-        connect_timeout: float = 5.0,
-    ) -> None:
-        timeouts = Timeouts(connect=connect_timeout, chunk=timeout)
-        self._loop = ClientLoop(broker, timeouts, Path(keys) if keys is not None else None)
-        self._loop.close_with(self)
-
-    def synthesize(
-        self,
-        text: str | Iterable[str] | AsyncIterable[str],
-        voice: str | None = None,
-        prompt: Recording | None = None,
-        prompt_text: str = "",
-        *,
-        instruct: str = "",
-        style: str = "",
-        seed: int | None = None,
-        speed: float = 1.0,
-        output: Output = "audio",
-        format: SampleFormat = "f32",
-        deadline: float | None = None,
-        retries: int = 0,
-        owner: str = "",
-    ) -> AsyncSynthesis:
-        """As `Client.synthesize`. Must be called in a running event loop; a prompt given as a path is read at once.
-
-        Pieces of a text may come of an asynchronous iterable; a task of its own runs through them.
-        """
-        if not isinstance(text, str):
-            if retries:
-                raise InvalidInput("text in pieces cannot be asked for again: leave out retries", field="retries")
-            talk = self.talk(
-                voice,
-                prompt,
-                prompt_text,
-                instruct=instruct,
-                style=style,
-                seed=seed,
-                speed=speed,
-                output=output,
-                format=format,
-                deadline=deadline,
-                owner=owner,
-            )
-            talk.write_all(text)
-            return talk
-        synth = make_synth(
-            text,
-            voice=voice,
-            prompt=prompt,
-            prompt_text=prompt_text,
-            instruct=instruct,
-            style=style,
-            seed=seed,
-            speed=speed,
-            output=output,
-            format=format,
-            deadline=deadline,
-            owner=owner,
-        )
-        return AsyncSynthesis(self, self._loop, synth, retries)
-
-    def talk(
-        self,
-        voice: str | None = None,
-        prompt: Recording | None = None,
-        prompt_text: str = "",
-        *,
-        instruct: str = "",
-        style: str = "",
-        seed: int | None = None,
-        speed: float = 1.0,
-        output: Output = "audio",
-        format: SampleFormat = "f32",
-        deadline: float | None = None,
-        method: Method = "auto",
-        owner: str = "",
-    ) -> AsyncTalk:
-        """As `Client.talk`. Must be called in a running event loop; one task writes, another reads."""
-        synth = make_synth(
-            "",
-            voice=voice,
-            prompt=prompt,
-            prompt_text=prompt_text,
-            instruct=instruct,
-            style=style,
-            seed=seed,
-            speed=speed,
-            output=output,
-            format=format,
-            deadline=deadline,
-            pieces=method,
-            owner=owner,
-        )
-        return AsyncTalk(self, self._loop, synth)
-
-    def convert(
-        self,
-        source: Recording,
-        voice: str | None = None,
-        prompt: Recording | None = None,
-        *,
-        seed: int | None = None,
-        speed: float = 1.0,
-        output: Decoded = "audio",
-        format: SampleFormat = "f32",
-        deadline: float | None = None,
-        retries: int = 0,
-        owner: str = "",
-    ) -> AsyncSynthesis:
-        """As `Client.convert`. Must be called in a running event loop; files given as paths are read at once."""
-        asked = make_convert(
-            source,
-            voice=voice,
-            prompt=prompt,
-            seed=seed,
-            speed=speed,
-            output=output,
-            format=format,
-            deadline=deadline,
-            owner=owner,
-        )
-        return AsyncSynthesis(self, self._loop, asked, retries)
 
     async def status(self) -> Status:
         """What the broker is doing, and its workers. Raises `Unavailable`."""
@@ -178,12 +37,18 @@ class AsyncClient(AsyncVoices):
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
+    def _speech(self, asked: SpeechRequest, retries: int) -> AsyncSynthesis:
+        return AsyncSynthesis(self, self._loop, asked, retries)
+
+    def _talk(self, asked: SpeechRequest) -> AsyncTalk:
+        return AsyncTalk(self, self._loop, asked)
+
+    def _spoken(self, asked: SpeechRequest, pieces: Iterable[str] | AsyncIterable[str]) -> AsyncSynthesis:
+        talk = self._talk(asked)
+        talk.write_all(pieces)
+        return talk
+
     async def _ask(self, asking: Asking, answer: type[Answer], *, patient: bool = False) -> Answer:
         mailbox = AsyncMailbox()
         self._loop.query(asking, mailbox, patient=patient)
-        event = await mailbox.get()
-        if isinstance(event, Failed):
-            raise event.error
-        if isinstance(event, Answered) and isinstance(event.message, answer):
-            return event.message
-        raise ProtocolError("the broker answered a question with something else")
+        return answer_in(await mailbox.get(), answer)

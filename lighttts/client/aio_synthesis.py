@@ -7,43 +7,22 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
 from lighttts.client.events import Chunk, Event, Sent
+from lighttts.client.holding import Holding
 from lighttts.client.loop import ClientLoop
-from lighttts.client.receipt import Receipt
-from lighttts.client.request import checked_piece
-from lighttts.client.room import SLICE, AsyncRoom, ended
-from lighttts.client.script import Mark
-from lighttts.errors import InvalidInput, LightTTSError
+from lighttts.client.room import AsyncRoom
+from lighttts.client.writer import Writer
 from lighttts.transport.wire import SpeechRequest
 
 if TYPE_CHECKING:
     from lighttts.client.aio import AsyncClient
 
 
-class AsyncSynthesis:
+class AsyncSynthesis(Holding):
     """Speech on its way: an asynchronous iterator of chunks; everything `Synthesis` says holds here."""
 
     def __init__(self, client: AsyncClient, loop: ClientLoop, asked: SpeechRequest, retries: int) -> None:
-        self._client = client
-        self._loop = loop
-        self._receipt = Receipt(asked)
         self._mailbox = AsyncMailbox()
-        loop.open(asked, self._mailbox, retries)
-        loop.cancel_with(self, asked.request_id)
-
-    @property
-    def request_id(self) -> str:
-        """The request's id, as in the broker's log; retries have `.1`, `.2` and so on behind it."""
-        return self._receipt.request_id
-
-    @property
-    def seed(self) -> int:
-        """The seed that makes this audio again."""
-        return self._receipt.seed
-
-    @property
-    def tokens(self) -> int:
-        """Speech tokens (25 a second) behind the chunks taken so far; after the end, of the whole request."""
-        return self._receipt.tokens
+        super().__init__(client, loop, asked, self._mailbox, retries)
 
     async def sample_rate(self) -> int:
         """Samples a second; waits until the request is admitted. Raises what ended the request before."""
@@ -68,13 +47,6 @@ class AsyncSynthesis:
         """All chunks not taken yet, in one array: samples (n,), or mel frames or tokens if those were asked for."""
         return self._receipt.joined([chunk async for chunk in self])
 
-    def close(self) -> None:
-        """Cancels the request if it is not over; reading on raises `Cancelled`. Idempotent; waits for nothing."""
-        if self._receipt.cancelled():
-            self._loop.cancel(self.request_id)
-
-    cancel = close
-
     async def __aenter__(self) -> AsyncSynthesis:
         return self
 
@@ -87,31 +59,25 @@ class AsyncTalk(AsyncSynthesis):
 
     def __init__(self, client: AsyncClient, loop: ClientLoop, asked: SpeechRequest) -> None:
         super().__init__(client, loop, asked, 0)
-        self._ended = False
         self._task: asyncio.Task[None] | None = None
         self._writer = _Writer(loop, self._mailbox.room, asked.request_id)
 
     async def write(self, text: str) -> None:
         """As `Talk.write`; waits while the broker takes no more."""
-        if self._ended:
-            raise ended()
+        self._writer.check()
         await self._writer.write(text)
 
     def flush(self) -> None:
         """As `Talk.flush`; waits for nothing."""
-        if self._ended:
-            raise ended()
-        self._loop.write(self.request_id, Mark.FLUSH)
+        self._writer.flush()
 
     def end(self) -> None:
         """As `Talk.end`; waits for nothing."""
-        if not self._ended:
-            self._ended = True
-            self._loop.write(self.request_id, Mark.END)
+        self._writer.end()
 
     def write_all(self, pieces: Iterable[str] | AsyncIterable[str]) -> None:
         """Writes `pieces` and ends, in a task of its own; what they raise is told to whoever reads."""
-        self._ended = True
+        self._writer.leave()
         self._task = asyncio.create_task(self._writer.run(pieces))
 
     def close(self) -> None:
@@ -120,39 +86,26 @@ class AsyncTalk(AsyncSynthesis):
             self._task.cancel()
 
 
-class _Writer:
-    """Writes the text of one request."""
-
+class _Writer(Writer):
     def __init__(self, loop: ClientLoop, room: AsyncRoom, request_id: str) -> None:
-        self._loop = loop
+        super().__init__(loop, request_id)
         self._room = room
-        self._request_id = request_id
 
     async def run(self, pieces: Iterable[str] | AsyncIterable[str]) -> None:
         """Writes all pieces, as long as anybody wants to hear them."""
-        try:
+        with self.whole():
             if isinstance(pieces, AsyncIterable):
                 async for text in pieces:
                     await self.write(text)
             else:
                 for text in pieces:
                     await self.write(text)
-        except LightTTSError as error:
-            self._loop.fail(self._request_id, error)
-        except Exception as error:
-            failure = InvalidInput(f"the text's pieces failed: {type(error).__name__}: {error}", field="text")
-            failure.__cause__ = error
-            self._loop.fail(self._request_id, failure)
-        else:
-            self._loop.write(self._request_id, Mark.END)
 
     async def write(self, text: str) -> None:
-        """Writes a piece, slice by slice."""
-        text = checked_piece(text)
-        for at in range(0, len(text), SLICE):
-            piece = text[at : at + SLICE]
+        """Writes a piece, as there is room for it."""
+        for piece in self._slices(text):
             await self._room.enter(len(piece.encode()))
-            self._loop.write(self._request_id, piece)
+            self._hand_over(piece)
 
 
 class AsyncMailbox:

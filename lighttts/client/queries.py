@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lighttts.client.events import Answered, Deliver, Failed, Instruction, Send
-from lighttts.client.stream import Stream, error_of
+from lighttts.client.failures import error_of
+from lighttts.client.stream import Stream
 from lighttts.client.voices import Question, Reply
 from lighttts.errors import LightTTSError, ProtocolError
 from lighttts.transport.wire import ListVoices, VoiceFailed, since

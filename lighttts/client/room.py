@@ -10,9 +10,6 @@ from lighttts.client.events import FINAL, Event, Failed, Sent
 from lighttts.errors import InvalidInput, LightTTSError
 from lighttts.transport.wire import TEXT_WINDOW
 
-SLICE = 2048
-"""Most characters handed over at once."""
-
 
 class Mailbox(Protocol):
     """Where the reader's events go."""

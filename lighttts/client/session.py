@@ -16,9 +16,10 @@ from lighttts.client.absence import Absence
 from lighttts.client.brokers import Brokers
 from lighttts.client.connection import Connection, Link
 from lighttts.client.events import Instruction
+from lighttts.client.failures import error_of
 from lighttts.client.queries import Queries
 from lighttts.client.script import Mark
-from lighttts.client.stream import KNOWN_TO_BROKER, Phase, Stream, Timeouts, error_of
+from lighttts.client.stream import KNOWN_TO_BROKER, Phase, Stream, Timeouts
 from lighttts.client.voices import Asking, Reply
 from lighttts.errors import Cancelled, LightTTSError, NoWorker, ProtocolError, Unavailable
 from lighttts.transport.schema import Buffer

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from lighttts.client.events import Arrived, Deliver, Event, Failed, Finished, Instruction, Send, Sent, Started
+from lighttts.client.failures import error_of
 from lighttts.client.intake import FRAMES, Frame, Intake
 from lighttts.client.script import Mark, Script
 from lighttts.errors import (
@@ -27,7 +28,6 @@ from lighttts.errors import (
     ProtocolError,
     Unavailable,
     UnknownRequest,
-    from_code,
 )
 from lighttts.transport.wire import (
     OWNERS_SINCE,
@@ -41,7 +41,6 @@ from lighttts.transport.wire import (
     Resume,
     SpeechRequest,
     Synth,
-    VoiceFailed,
     Written,
     since,
 )
@@ -289,17 +288,6 @@ class Stream:
     def _enter(self, phase: Phase) -> None:
         self._history.append(self.phase.name)
         self.phase = phase
-
-
-def error_of(message: Error | VoiceFailed) -> LightTTSError:
-    """The typed error that a message carries."""
-    return from_code(
-        message.code,
-        message.text,
-        field=message.field,
-        retryable=message.retryable,
-        retry_after=message.retry_after_ms / 1000 if message.retry_after_ms else None,
-    )
 
 
 _HANDLERS: dict[tuple[Phase, type[Message]], Callable[..., None]] = {

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TypeVar
 
 from lighttts.client import voices as asked
 from lighttts.client.request import Recording
-from lighttts.client.voices import Asking, Content, RegisteredVoice
-from lighttts.transport.wire import Status, VoiceDone, VoiceList, Voices
-
-Answer = TypeVar("Answer", Voices, Status, VoiceDone, VoiceList)
+from lighttts.client.voices import Answer, Asking, Content, RegisteredVoice
+from lighttts.transport.wire import VoiceDone, VoiceList, Voices
 
 
 class SyncVoices(ABC):

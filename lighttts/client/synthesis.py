@@ -8,51 +8,30 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from lighttts.client.events import Chunk, Event
+from lighttts.client.holding import Holding
 from lighttts.client.loop import ClientLoop, Sink
-from lighttts.client.receipt import Receipt
-from lighttts.client.request import checked_piece
-from lighttts.client.room import SLICE, Room, ended
-from lighttts.client.script import Mark
-from lighttts.errors import InvalidInput, LightTTSError
+from lighttts.client.room import Room
+from lighttts.client.writer import Writer
 from lighttts.transport.wire import SpeechRequest
 
 if TYPE_CHECKING:
     from lighttts.client.sync import Client
 
 
-class Synthesis:
+class Synthesis(Holding):
     """Speech on its way: an iterator of chunks (read-only arrays) in order, each exactly once.
 
     Leaving a `with`, `close`, and dropping it before its end cancel the request. At most a window of chunks waits here:
     who does not read stops the broker, not the memory, and gets `SlowClient` after `broker.slow_client_s` (a minute).
-    For one thread at a time.
+    For one thread at a time, but `close` for any.
     """
 
     def __init__(self, client: Client, loop: ClientLoop, asked: SpeechRequest, retries: int) -> None:
-        self._client = client
-        self._loop = loop
-        self._receipt = Receipt(asked)
         self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        loop.open(asked, self._sink(), retries)
-        loop.cancel_with(self, asked.request_id)
+        super().__init__(client, loop, asked, self._sink(), retries)
 
     def _sink(self) -> Sink:
         return self._mailbox
-
-    @property
-    def request_id(self) -> str:
-        """The request's id, as in the broker's log; retries have `.1`, `.2` and so on behind it."""
-        return self._receipt.request_id
-
-    @property
-    def seed(self) -> int:
-        """The seed that makes this audio again."""
-        return self._receipt.seed
-
-    @property
-    def tokens(self) -> int:
-        """Speech tokens (25 a second) behind the chunks taken so far; after the end, of the whole request."""
-        return self._receipt.tokens
 
     @property
     def sample_rate(self) -> int:
@@ -78,13 +57,6 @@ class Synthesis:
         """All chunks not taken yet, in one array: samples (n,), or mel frames or tokens if those were asked for."""
         return self._receipt.joined([*self])
 
-    def close(self) -> None:
-        """Cancels the request if it is not over; reading on raises `Cancelled`. Idempotent, from any thread."""
-        if self._receipt.cancelled():
-            self._loop.cancel(self.request_id)
-
-    cancel = close
-
     def __enter__(self) -> Synthesis:
         return self
 
@@ -99,7 +71,6 @@ class Talk(Synthesis):
     """
 
     def __init__(self, client: Client, loop: ClientLoop, asked: SpeechRequest) -> None:
-        self._ended = False
         super().__init__(client, loop, asked, 0)
         self._writer = _Writer(loop, self._room, asked.request_id)
 
@@ -109,55 +80,37 @@ class Talk(Synthesis):
 
     def write(self, text: str) -> None:
         """More of the text, cut anywhere. Raises what has ended the request, `InvalidInput` after the end."""
-        if self._ended:
-            raise ended()
+        self._writer.check()
         self._writer.write(text)
 
     def flush(self) -> None:
         """What was written is spoken to its end, as far as it has come; what follows is a sentence of its own."""
-        if self._ended:
-            raise ended()
-        self._loop.write(self.request_id, Mark.FLUSH)
+        self._writer.flush()
 
     def end(self) -> None:
         """There is no more text; the chunks end when all is spoken. Idempotent."""
-        if not self._ended:
-            self._ended = True
-            self._loop.write(self.request_id, Mark.END)
+        self._writer.end()
 
     def write_all(self, pieces: Iterable[str]) -> None:
         """Writes `pieces` and ends, in a thread of its own; what they raise is told to whoever reads."""
-        self._ended = True
+        self._writer.leave()
         # The thread knows what to write to, not what is read from: a request that is dropped must end.
         threading.Thread(target=self._writer.run, args=(pieces,), name="lighttts-text", daemon=True).start()
 
 
-class _Writer:
-    """Writes the text of one request."""
-
+class _Writer(Writer):
     def __init__(self, loop: ClientLoop, room: Room, request_id: str) -> None:
-        self._loop = loop
+        super().__init__(loop, request_id)
         self._room = room
-        self._request_id = request_id
 
     def run(self, pieces: Iterable[str]) -> None:
         """Writes all pieces, as long as anybody wants to hear them."""
-        try:
+        with self.whole():
             for text in pieces:
                 self.write(text)
-        except LightTTSError as error:
-            self._loop.fail(self._request_id, error)
-        except Exception as error:
-            failure = InvalidInput(f"the text's pieces failed: {type(error).__name__}: {error}", field="text")
-            failure.__cause__ = error
-            self._loop.fail(self._request_id, failure)
-        else:
-            self._loop.write(self._request_id, Mark.END)
 
     def write(self, text: str) -> None:
-        """Writes a piece, slice by slice."""
-        text = checked_piece(text)
-        for at in range(0, len(text), SLICE):
-            piece = text[at : at + SLICE]
+        """Writes a piece, as there is room for it."""
+        for piece in self._slices(text):
             self._room.enter(len(piece.encode()))
-            self._loop.write(self._request_id, piece)
+            self._hand_over(piece)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from os import PathLike, fspath
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
+from lighttts.client.events import Answered, Event, Failed
 from lighttts.client.request import Recording, encodable, read_audio
-from lighttts.errors import InvalidInput
+from lighttts.errors import InvalidInput, ProtocolError
 from lighttts.transport.wire import (
     AddVoice,
     GetStatus,
@@ -27,6 +28,7 @@ Question = ListVoices | GetStatus | AddVoice | VoiceAction
 Reply = Voices | Status | VoiceDone | VoiceList | VoiceFailed
 Asking = Callable[[int], Question]
 """Makes a question of the number that its answer will bear."""
+Answer = TypeVar("Answer", Voices, Status, VoiceDone, VoiceList)
 Content = bytes | str | PathLike[str] | BinaryIO
 """A file: its bytes, its path, or it opened."""
 
@@ -64,6 +66,16 @@ def acting(action: str, name: str = "", *, to: str = "", owner: str = "") -> Ask
 def listing(owner: str) -> Asking:
     """Asks for the names of all voices. Raises `InvalidInput`."""
     return _checked(lambda number: ListVoices(number, owner))
+
+
+def answer_in(event: Event, answer: type[Answer]) -> Answer:
+    """The answer that a question has got. Raises the error it has got instead, `ProtocolError` if it is of another
+    type."""
+    if isinstance(event, Failed):
+        raise event.error
+    if isinstance(event, Answered) and isinstance(event.message, answer):
+        return event.message
+    raise ProtocolError("the broker answered a question with something else")
 
 
 def registered(done: VoiceDone) -> RegisteredVoice:

@@ -9,7 +9,8 @@ import pytest
 from lighttts.broker.instructions import Metric
 from lighttts.broker.outbox import Channel
 from lighttts.broker.quota import KEYED
-from lighttts.broker.voices import EXPORTS_A_MINUTE, QUESTIONS
+from lighttts.broker.voice_inquiries import QUESTIONS
+from lighttts.broker.voices import EXPORTS_A_MINUTE
 from lighttts.errors import InvalidInput, Unavailable
 from lighttts.transport import wire
 from tests.broker.harness import CLIENT, Harness, convert, encoded, synth

@@ -6,12 +6,12 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import numpy as np
 import pytest
 
-from lighttts.client import AsyncClient, Client
+from lighttts.client import AsyncClient, AsyncSynthesis, AsyncTalk, Client
 from lighttts.errors import Cancelled, InvalidInput, ProtocolError, Unavailable
 from lighttts.transport.wire import TEXT_WINDOW, Cancel, Error, Finish, Flush, Piece, Resume, Synth, Written
 from tests.client.fake_broker import RATE, FakeBroker, accept_only, chunk_of
@@ -255,3 +255,27 @@ def test_an_asynchronous_iterable_that_fails_ends_it(broker: FakeBroker) -> None
 
     asyncio.run(run())
     assert broker.wait_for(Cancel)
+
+
+@pytest.mark.parametrize("leave", [AsyncTalk.close, AsyncTalk.cancel])
+def test_closing_ends_the_task_that_runs_through_the_pieces(
+    broker: FakeBroker, leave: Callable[[AsyncSynthesis], None]
+) -> None:
+    async def run() -> None:
+        ended = asyncio.Event()
+
+        async def words() -> AsyncIterator[str]:
+            try:
+                yield "one"
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        async with AsyncClient(broker.endpoint) as client:
+            speech = client.synthesize(words(), voice="june")
+            await asyncio.to_thread(broker.wait_for, Piece)
+            leave(speech)
+            await asyncio.wait_for(ended.wait(), 10)
+
+    asyncio.run(run())
+    broker.wait_for(Cancel)

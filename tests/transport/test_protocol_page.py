@@ -1,4 +1,4 @@
-"""docs/protocol.md and its vectors say what the wire module does, byte for byte."""
+"""docs/protocol.md and its vectors say what the wire package does, byte for byte."""
 
 from __future__ import annotations
 

@@ -77,10 +77,12 @@ def test_any_message_comes_out_as_it_went_in(message: Message) -> None:
 
 
 @pytest.mark.parametrize("tag", sorted(REGISTRY))
-def test_every_class_is_registered_under_its_own_tag(tag: int) -> None:
+def test_every_class_is_registered_under_its_own_tag_and_can_be_imported_from_the_package(tag: int) -> None:
     cls = REGISTRY[tag]
     assert tag == cls.TAG
     assert [name for name, _ in cls.FIELDS] == [field.name for field in fields(cls)]
+    assert getattr(wire, cls.__name__) is cls
+    assert cls.__name__ in wire.__all__
 
 
 def test_an_array_is_received_as_a_view_and_read_only() -> None:

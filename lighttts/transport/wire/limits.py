@@ -1,0 +1,23 @@
+"""The limits on every size that a message may have: bytes, entries, tokens, frames of mel, samples."""
+
+from __future__ import annotations
+
+MAX_BODY = 1 << 20
+MAX_PAYLOADS = 7
+MAX_FRAME_BYTES = 64 << 20
+MAX_TEXT = 512 * 1024
+MAX_AUDIO_FILE = 16 << 20
+MAX_SENTENCES = 4096
+MAX_PIECE = 4096
+TEXT_WINDOW = 16_384
+MAX_TEXT_IDS = 200_000
+MAX_PROMPT_TOKENS = 1500
+MAX_FRAME_TOKENS = 16_384
+MAX_FRAME_MEL = 32_768
+MAX_FRAME_SAMPLES = 16 << 20
+MAX_VOICES = 4096
+MAX_REGISTERED = 1000
+MAX_VOICE_KEYS = 64
+MAX_WORKERS = 4096
+MAX_STYLES = 64
+MAX_ARRAY = 4096
