@@ -530,8 +530,8 @@ class Written(Message):
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens(Message):
     """Speech tokens of one sentence in order. `final` ends the sentence, `last` the request. llm worker -> broker ->
-    decode worker, or client when the output is tokens. One without tokens that is not `final` says where a block of
-    text and speech is over, in text that comes in pieces."""
+    decode worker, or client when the output is tokens: all that were made. One without tokens that is not `final` says
+    where a block of text and speech is over, in text that comes in pieces."""
 
     request_id: RequestId
     attempt: U16
@@ -562,7 +562,8 @@ class Mel(Message):
 @_message(0x32)
 @dataclass(frozen=True, slots=True, eq=False)
 class Audio(Message):
-    """Mono samples beginning at `first_sample` of the request; float32 in -1..1 or int16. `tokens`: decoded so far."""
+    """Mono samples beginning at `first_sample` of the request; float32 in -1..1 or int16. `tokens`: decoded so far;
+    those of silence that was passed over count when their sentence has ended."""
 
     request_id: RequestId
     attempt: U16
@@ -751,6 +752,7 @@ class DecodeWork(Message):
     All from `sentence` to `skip` is zero, unless the worker takes over from another: it begins with sentence number
     `sentence`, whose first `Tokens` have number `tokens_seq` and come after `tokens` others; it numbers its frames from
     `seq` and their samples or mel frames from `first_row` on, and sends nothing of the sentence's first `skip`.
+    `recorded`: the tokens are those of a recording, and all are spoken, also long silence.
     """
 
     request_id: RequestId
@@ -769,6 +771,7 @@ class DecodeWork(Message):
     voice_tokens: PromptTokens
     voice_mel: PromptMel
     voice_embedding: Embedding
+    recorded: Annotated[Flag, Since(3)] = False
 
 
 @_message(0x54)
