@@ -114,7 +114,7 @@ def test_the_prompt_of_a_voice_is_not_touched(worker: DecodeStage) -> None:
 def test_another_worker_goes_on_behind_any_frame_as_if_nothing_had_happened(worker: DecodeStage) -> None:
     tokens = token_frames("a", SENTENCES)
     undisturbed = messages(run(worker, decode_work("a"), tokens))
-    for sent in range(1, len(undisturbed)):
+    for sent in range(1, len(undisturbed), 2):
         number = undisturbed[sent - 1].sentence
         left = [frame for frame in tokens if frame.sentence >= number]
         before = sum(len(frame.samples) for frame in undisturbed[:sent] if frame.sentence < number)
