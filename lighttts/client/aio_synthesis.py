@@ -42,7 +42,8 @@ class AsyncSynthesis:
 
     @property
     def tokens(self) -> int:
-        """Speech tokens (25 a second) behind the chunks taken so far; after the end, of the whole request."""
+        """Speech tokens (25 a second) behind the chunks taken so far; after the end, of the whole request, and
+        with CosyVoice3 also those of long silence that were not spoken."""
         return self._receipt.tokens
 
     async def sample_rate(self) -> int:
