@@ -246,4 +246,5 @@ def _decode_work(request: Request, encoded: Encoded) -> DecodeWork:
         encoded.voice_tokens,
         encoded.voice_mel,
         encoded.voice_embedding,
+        isinstance(asked, Convert),
     )

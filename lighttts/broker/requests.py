@@ -136,7 +136,8 @@ class Request:
         """The version of the protocol that has words for its work at `stage`."""
         if stage == "encode":
             return CheckWork.FIRST if self.told else since(self.asked)
-        return since(self.asked) if stage == "llm" and self.in_pieces else OLDEST
+        unusual = self.in_pieces if stage == "llm" else isinstance(self.asked, Convert)
+        return since(self.asked) if unusual else OLDEST
 
     def style(self, stage: str) -> str:
         """The style that its worker of `stage` must answer to: language models alone have any."""

@@ -30,7 +30,9 @@ class Holding:
 
     @property
     def tokens(self) -> int:
-        """Speech tokens (25 a second) behind the chunks taken so far; after the end, of the whole request."""
+        """Speech tokens (25 a second) behind the chunks taken so far; after the end, of the whole request, and with
+        CosyVoice3 also those of long silence that were not spoken.
+        """
         return self._receipt.tokens
 
     def close(self) -> None:

@@ -127,7 +127,8 @@ def load_hift(directory: ModelDirectory, device: torch.device | str = "cpu") -> 
     """
     model = build_hift(directory)
     load_into(model, directory.load_weights("hift.pt"), str(directory.path("hift.pt")))
-    fold_weight_norm(model)
     if isinstance(model, CausalHiFTGenerator):
+        # Before its weights are folded: in float32 they would be rounded, and a quarter of all pitches with them.
         model.f0_predictor.double()
+    fold_weight_norm(model)
     return model.requires_grad_(False).eval().to(device)

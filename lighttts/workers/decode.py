@@ -23,6 +23,7 @@ from lighttts.engine.vocoder import Vocoder
 from lighttts.models.directory import ModelDirectory
 from lighttts.models.flow import Flow, load_flow
 from lighttts.models.hift import load_hift
+from lighttts.models.silence import silent_tokens
 from lighttts.tensorrt.backend import use_tensorrt
 from lighttts.tensorrt.flow_batch import TensorRTFlowBatch
 from lighttts.transport import wire
@@ -56,10 +57,17 @@ class DecodeStage(Stage):
     unit = "s of speech"
 
     def __init__(
-        self, engine: DecodeStreams, epoch: int, capacity: int, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: DecodeStreams,
+        epoch: int,
+        capacity: int,
+        silent: frozenset[int] = frozenset(),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`silent`: the model's silent tokens, of which only so many in a row are spoken."""
         super().__init__(epoch, capacity)
         self._engine = engine
+        self._silent = silent
         self._requests: dict[Work, Speech] = {}
         self._doomed: dict[str, float] = {}
         self._clock = clock
@@ -75,7 +83,7 @@ class DecodeStage(Stage):
     def accept(self, work: Work, message: wire.Message) -> None:
         if isinstance(message, wire.DecodeWork):
             metrics.requests_total.labels(_NAME, message.output).inc()
-            self._requests[work] = Speech(work, message)
+            self._requests[work] = Speech(work, message, self._silent)
         else:
             assert isinstance(message, wire.Tokens)
             speech = self._requests[work]
@@ -176,7 +184,7 @@ def service(config: Config) -> Service:
     directory = ModelDirectory.open(config.model.directory)
     engine = _engine(config, directory, device)
     boot = Boot(_NAME, model_name(directory), directory.sample_rate)
-    stage = DecodeStage(engine, boot.epoch, engine.max_streams)
+    stage = DecodeStage(engine, boot.epoch, engine.max_streams, silent_tokens(directory))
     return Service(stage, boot, config, config.decode.metrics_port, lambda: observe_device(device))
 
 

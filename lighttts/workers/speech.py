@@ -14,6 +14,7 @@ from lighttts import metrics
 from lighttts.engine.decode import DecodeStep, VoicePrompt
 from lighttts.engine.decode_stream import FRAMES_A_TOKEN
 from lighttts.errors import InvalidInput, WorkerFailed
+from lighttts.models.silence import Pauses
 from lighttts.transport import wire
 from lighttts.transport.schema import FloatArray
 from lighttts.workers.stage import Result, Work
@@ -26,9 +27,10 @@ class Speech:
     """Sentences are decoded in order, one stream each; samples, frames and tokens count over the whole request.
 
     Work taken over begins with the first sentence that is not wholly sent, of which all rows sent before are skipped.
+    `silent`: the tokens of which only so many in a row are spoken, unless they come from a recording.
     """
 
-    def __init__(self, work: Work, message: wire.DecodeWork) -> None:
+    def __init__(self, work: Work, message: wire.DecodeWork, silent: frozenset[int] = frozenset()) -> None:
         if message.output not in ("audio", "mel"):
             raise InvalidInput(f"there is nothing to decode for output {message.output}", field="output")
         self.message = message
@@ -47,6 +49,7 @@ class Speech:
         self._received, self._receiving = message.tokens_seq, message.sentence
         self._waiting: deque[wire.Tokens] = deque()
         self._last_sentence: int | None = None
+        self._pauses = Pauses(frozenset() if message.recorded else silent)
         self._fed = self._decoded = message.tokens
         self._seq, self._rows, self._skip = message.seq, message.first_row, message.skip
         self._sent_at: float | None = None
@@ -65,11 +68,12 @@ class Speech:
             self._last_sentence = message.sentence
 
     def due(self) -> Iterator[tuple[npt.NDArray[np.int32], bool]]:
-        """Takes out the tokens (n,) of the current sentence that have come, each with whether they end it."""
+        """Takes out the tokens (n,) of the current sentence that have come, each with whether they end it; of silent
+        ones, those that are to be spoken."""
         while self._waiting and self._waiting[0].sentence == self.sentence:
             message = self._waiting.popleft()
             self._fed += len(message.tokens)
-            yield message.tokens, message.final
+            yield self._pauses.spoken(message.tokens, message.final), message.final
 
     def results(self, step: DecodeStep, epoch: int) -> list[Result]:
         """What `step` adds to the request, as at most one message; none if the step made nothing that can be heard."""

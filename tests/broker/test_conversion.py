@@ -33,7 +33,8 @@ def whole(attempt: int = 0, count: int = 25) -> wire.Tokens:
 
 def decode_work(result: wire.Encoded, **changes: object) -> wire.DecodeWork:
     voice = (result.voice_key, result.voice_tokens, result.voice_mel, result.voice_embedding)
-    return replace(wire.DecodeWork("r1", 0, 7, 1.0, "audio", "f32", 0, 0, 0, 0, 0, 0, *voice), **changes)
+    work = wire.DecodeWork("r1", 0, 7, 1.0, "audio", "f32", 0, 0, 0, 0, 0, 0, *voice, recorded=True)
+    return replace(work, **changes)
 
 
 def error(messages: list[wire.Message]) -> wire.Error:

@@ -6,7 +6,7 @@ import pytest
 
 from lighttts.transport import wire
 from lighttts.transport.wire import OLDEST, VERSION
-from tests.broker.harness import CLIENT, SAMPLE_RATE, Harness, encoded, synth
+from tests.broker.harness import CLIENT, SAMPLE_RATE, Harness, convert, encoded, source, synth
 
 OLD, NEW = b"encode-1", b"encode-9"
 
@@ -59,3 +59,17 @@ def test_once_encoded_a_request_is_for_workers_of_any_version() -> None:
     harness.say(told_how())
     harness.result(encoded("new", 1))
     assert [work.request_id for work in harness.take(b"llm-2")] == ["new"]
+
+
+def test_a_conversion_is_not_for_an_older_decode_worker() -> None:
+    """Which would not know that the silence in it is a recording's."""
+    harness = Harness()
+    for epoch, stage in enumerate(wire.STAGES, 1):
+        harness.worker(stage, epoch, version=OLDEST if stage == "decode" else VERSION)
+    harness.say(convert())
+    harness.result(source("r1", 1))
+    assert harness.take(b"decode-3") == []
+    hello = wire.Register("new", 13, "decode", "", "", SAMPLE_RATE, ())
+    _, work, *_ = harness.control(b"decode-13", hello, wire.Grant(13, 1))
+    assert isinstance(work, wire.DecodeWork)
+    assert work.recorded

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from lighttts.client import Client
+from tests.models.test_silence import whole
 from tests.system.conftest import make_wav
 from tests.system.stack import Stack
-from tests.talkative import TINY, talkative
+from tests.talkative import TINY, hushed, talkative
 
 SAMPLES_PER_TOKEN = 960
 TEXT = "The quick brown fox jumps over the lazy dog, and how are you today?"
@@ -86,3 +87,12 @@ def test_the_published_directory_is_served_as_it_is(tmp_path: Path) -> None:
         lengths = [len(client.synthesize("Hello there.", seed=seed).audio()) for seed in range(6)]
         assert any(lengths)
         assert client.voices() == ("tiny-voice",)
+
+
+def test_long_silence_is_made_but_not_spoken(tmp_path: Path) -> None:
+    with Stack(tmp_path, model=hushed(tmp_path / "model")) as stack, Client(stack.endpoint, timeout=60) as client:
+        made = client.synthesize("Hello there.", seed=5, output="tokens").audio().tolist()
+        with client.synthesize("Hello there.", seed=5) as synthesis:
+            audio = synthesis.audio()
+    assert synthesis.tokens == len(made) > len(whole(made)) > 0
+    assert len(audio) == len(whole(made)) * SAMPLES_PER_TOKEN

@@ -33,8 +33,8 @@ from lighttts.transport.wire.message import Message, Since, tagged, unpack_body
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens(Message):
     """Speech tokens of one sentence in order. `final` ends the sentence, `last` the request. llm worker -> broker ->
-    decode worker, or client when the output is tokens. One without tokens that is not `final` says where a block of
-    text and speech is over, in text that comes in pieces."""
+    decode worker, or client when the output is tokens: all that were made. One without tokens that is not `final` says
+    where a block of text and speech is over, in text that comes in pieces."""
 
     request_id: RequestId
     attempt: U16
@@ -76,7 +76,8 @@ class Mel(Message):
 @tagged(0x32)
 @dataclass(frozen=True, slots=True, eq=False)
 class Audio(Message):
-    """Mono samples beginning at `first_sample` of the request; float32 in -1..1 or int16. `tokens`: decoded so far."""
+    """Mono samples beginning at `first_sample` of the request; float32 in -1..1 or int16. `tokens`: decoded so far;
+    those of silence that was passed over count when their sentence has ended."""
 
     request_id: RequestId
     attempt: U16

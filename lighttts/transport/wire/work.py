@@ -130,6 +130,7 @@ class DecodeWork(Message):
     All from `sentence` to `skip` is zero, unless the worker takes over from another: it begins with sentence number
     `sentence`, whose first `Tokens` have number `tokens_seq` and come after `tokens` others; it numbers its frames from
     `seq` and their samples or mel frames from `first_row` on, and sends nothing of the sentence's first `skip`.
+    `recorded`: the tokens are those of a recording, and all are spoken, also long silence.
     """
 
     request_id: RequestId
@@ -148,6 +149,7 @@ class DecodeWork(Message):
     voice_tokens: PromptTokens
     voice_mel: PromptMel
     voice_embedding: Embedding
+    recorded: Annotated[Flag, Since(3)] = False
 
 
 @tagged(0x54)
