@@ -62,7 +62,7 @@ class RpcServer:
         self._host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._port = settings.grpc_port
         self._certificate = certificate
-        calls = Calls(keys)
+        calls = Calls(keys, settings.proxies)
         speaker = Speaker(client, quotas)
         speech, cosyvoice = Speech(client, speaker), CosyVoice(speaker)
         names = (speech.service.name, cosyvoice.service.name)
