@@ -38,6 +38,8 @@ def read_identity(certificate: Path, key: Path) -> Identity:
         raise ConfigError(
             f"{certificate} and {key} are no certificate and its key: both must be PEM, the key without a password"
         ) from error
+    except OSError as error:
+        raise ConfigError(f"{certificate} or {key} is gone: {error.strerror}") from error
     return Identity(chain, secret, context)
 
 
