@@ -165,9 +165,22 @@ class GatewayConfig(_Section):
     port: Port = 8080
     grpc_port: Port | None = None
     keys: Path | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
     cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_listed)] = ()
     proxies: Annotated[tuple[Network, ...], BeforeValidator(_listed)] = ()
     connections: Annotated[int, Field(ge=1)] = 1024
+
+    @model_validator(mode="after")
+    def _in_pairs(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: give both, or neither")
+        return self
+
+    @property
+    def tls(self) -> tuple[Path, Path] | None:
+        """The files of the certificate and of its key, if TLS is spoken."""
+        return (self.tls_certificate, self.tls_key) if self.tls_certificate and self.tls_key else None
 
 
 class LogConfig(_Section):

@@ -64,13 +64,13 @@ def read_voice_file(content: bytes) -> VoiceFile:
     raise _refused("does not hold a name, a text and a recording")
 
 
-def check_name(name: str) -> None:
-    """Raises `InvalidInput` if no voice may be called so."""
+def check_name(name: str, field: str = "name") -> None:
+    """Raises `InvalidInput` if no voice may be called so; `field` of the request says it."""
     if not name.strip() or name != name.strip() or name in (".", "..") or _UNFIT.search(name):
         text = "a voice's name has at least one character, no slash or control character, and no space at its ends"
-        raise InvalidInput(text, field="name")
+        raise InvalidInput(text, field=field)
     if len(name.encode()) > NAME_BYTES:
-        raise InvalidInput(f"a voice's name has at most {NAME_BYTES} bytes", field="name")
+        raise InvalidInput(f"a voice's name has at most {NAME_BYTES} bytes", field=field)
 
 
 def check_text(text: str) -> None:

@@ -156,7 +156,7 @@ class VoiceDesk:
         if message.action in ("rename", "remove"):
             self._check_preset(message.name, "name")
         if message.action == "rename":
-            check_name(message.to)
+            check_name(message.to, "to")
             self._check_preset(message.to, "to")
             return Rename(owner, message.name, message.to)
         if message.action == "remove":

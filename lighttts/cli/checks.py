@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lighttts.cli.ask import ask_status
 from lighttts.errors import LightTTSError
+from lighttts.gateway.identity import read_identity
 from lighttts.gateway.keys import check_access, read_keys
 from lighttts.kernels import missing
 from lighttts.transport.endpoints import connectable, listening
@@ -169,6 +170,18 @@ def api_keys(config: Config) -> Iterator[Finding]:
     else:
         text = f"{settings.keys} holds no API key, so that nobody may use the gateway"
         yield Finding(Level.PROBLEM, f"{text}: make one with `lighttts-cli api-keys add NAME`")
+
+
+def certificate(config: Config) -> Iterator[Finding]:
+    """Whether the gateway can speak TLS, if it is to."""
+    if not config.gateway.tls:
+        return
+    try:
+        read_identity(*config.gateway.tls)
+    except LightTTSError as error:
+        yield Finding(Level.PROBLEM, error.text)
+    else:
+        yield Finding(Level.OK, f"the gateway's certificate: {config.gateway.tls_certificate}")
 
 
 def ports(config: Config) -> Iterator[Finding]:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 NAME = "doctor"
 SUMMARY = "say what is missing or misconfigured, and what mends it"
 DESCRIPTION = """\
-Looks at Python and packages, configuration, model directory, device, Redis, keys, API keys, addresses, and running
-brokers with their workers. Exit code 0 only if all is well.
+Looks at Python and packages, configuration, model directory, device, Redis, keys, API keys, the gateway's certificate,
+addresses, and running brokers with their workers. Exit code 0 only if all is well.
 """
 EPILOG = """\
 examples:
@@ -63,6 +63,7 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
     yield from checks.redis(config)
     yield from access(config)
     yield from checks.api_keys(config)
+    yield from checks.certificate(config)
     if not any(finding.level is Level.PROBLEM for finding in package_findings):
         yield from checks.device(config)
         yield from _model(options, config)

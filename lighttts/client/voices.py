@@ -59,7 +59,7 @@ def acting(action: str, name: str = "", *, to: str = "", owner: str = "") -> Ask
     if action != "list":
         check_name(name)
     if action == "rename":
-        check_name(to)
+        check_name(to, "to")
     return _checked(lambda number: VoiceAction(number, owner, action, name, to))
 
 

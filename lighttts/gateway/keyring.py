@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lighttts.errors import ConfigError
 from lighttts.gateway.keys import ApiKey, digest_of, read_keys
+from lighttts.gateway.stamps import stamp_of
 from lighttts.logs import get_logger
 
 
@@ -15,7 +16,7 @@ class KeyRing:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = self._stamp()
+        self._seen = stamp_of(path)
         self._keys = read_keys(path)
 
     def find(self, secret: str) -> ApiKey | None:
@@ -29,7 +30,7 @@ class KeyRing:
         return found
 
     def _refresh(self) -> None:
-        stamp = self._stamp()
+        stamp = stamp_of(self._path)
         if stamp == self._seen:
             return
         self._seen = stamp
@@ -38,10 +39,3 @@ class KeyRing:
         except ConfigError as error:
             # A slip of whoever edits the file must not shut everybody out.
             get_logger().error("API keys stay as they were", reason=error.text)
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_size, found.st_mtime_ns

@@ -20,6 +20,7 @@ from lighttts.daemon import run_daemon
 from lighttts.errors import ConfigError, MissingDependency
 from lighttts.gateway.app import make_app
 from lighttts.gateway.body import FORM_MAX_BYTES
+from lighttts.gateway.certificate import Certificate
 from lighttts.gateway.keyring import KeyRing
 from lighttts.gateway.keys import check_access
 from lighttts.gateway.protocol import PatientProtocol
@@ -78,7 +79,7 @@ class Server(uvicorn.Server):
 
 
 def serve(config: Config) -> int:
-    """Serves until SIGTERM or SIGINT. Raises `ConfigError` when keys or address cannot be used."""
+    """Serves until SIGTERM or SIGINT. Raises `ConfigError` when keys, certificate or address cannot be used."""
     asyncio.run(_serve(config))
     return 0
 
@@ -88,15 +89,18 @@ async def _serve(config: Config) -> None:
     keys = KeyRing(settings.keys) if settings.keys else None
     check_access(settings.host, settings.keys, plain=config.security.allow_plain)
     client = AsyncClient(config.brokers, keys=config.security.keys)
+    certificate = Certificate(*settings.tls) if settings.tls else None
     with listen(settings) as listener:
         async with client:
             quotas = Quotas()
-            rpc = None if settings.grpc_port is None else _rpc_server(settings, keys, client, quotas)
+            rpc = None if settings.grpc_port is None else _rpc_server(settings, keys, certificate, client, quotas)
             if rpc:
                 await rpc.start()
-            server = Server(_http(make_app(client, quotas, keys, settings.cors_origins), settings), rpc)
+            http = _http(make_app(client, quotas, keys, settings.cors_origins), settings, certificate)
+            server = Server(http, rpc)
             host, port = listener.getsockname()[:2]
-            get_logger().info("gateway started", host=host, port=port, keys=keys is not None)
+            tls = certificate is not None
+            get_logger().info("gateway started", host=host, port=port, keys=keys is not None, tls=tls)
             watching = asyncio.create_task(_feed_watchdog())
             try:
                 await server.serve([listener])
@@ -104,8 +108,8 @@ async def _serve(config: Config) -> None:
                 watching.cancel()
 
 
-def _http(app: ASGIApp, settings: GatewayConfig) -> uvicorn.Config:
-    return uvicorn.Config(
+def _http(app: ASGIApp, settings: GatewayConfig, certificate: Certificate | None) -> uvicorn.Config:
+    config = uvicorn.Config(
         app,
         http=PatientProtocol,
         ws="websockets-sansio",
@@ -123,16 +127,25 @@ def _http(app: ASGIApp, settings: GatewayConfig) -> uvicorn.Config:
         timeout_graceful_shutdown=DRAIN_S,
         h11_max_incomplete_event_size=HEADERS_MAX_BYTES,
     )
+    config.load()
+    config.ssl = certificate.context() if certificate else None
+    return config
 
 
-def _rpc_server(settings: GatewayConfig, keys: KeyRing | None, client: AsyncClient, quotas: Quotas) -> RpcServer:
+def _rpc_server(
+    settings: GatewayConfig,
+    keys: KeyRing | None,
+    certificate: Certificate | None,
+    client: AsyncClient,
+    quotas: Quotas,
+) -> RpcServer:
     # Its core writes lines of its own to standard error, which are no log lines; what matters comes as errors too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from lighttts.gateway.rpc.server import RpcServer
     except ImportError as error:
         raise MissingDependency(f"gRPC cannot be served ({error}): pip install 'lighttts[gateway]'") from error
-    return RpcServer(settings, keys, client, quotas)
+    return RpcServer(settings, keys, certificate, client, quotas)
 
 
 def listen(settings: GatewayConfig) -> socket.socket:

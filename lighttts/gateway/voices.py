@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Annotated, TypeVar
+from typing import Annotated
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,21 +12,20 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lighttts.client import AsyncClient, RegisteredVoice
-from lighttts.errors import ProtocolError, Unavailable, UnknownVoice
 from lighttts.gateway.body import read_body, read_form, read_upload
 from lighttts.gateway.connection import unless_gone
 from lighttts.gateway.door import Door, Handler
 from lighttts.gateway.failures import Refused
 from lighttts.gateway.keys import ApiKey
 from lighttts.gateway.notes import notes_of
-from lighttts.gateway.speech import Speaker, owner_of
+from lighttts.gateway.own_voices import OwnVoices
+from lighttts.gateway.speech import Speaker
 from lighttts.voice_file import SUFFIX
 
 VOICE_FIELDS = {"prompt": "audio_sample", "prompt_text": "text", "to": "name"}
 PATH = "/v1/audio/voices"
 _TRUE = {"true", "1", "on", "yes"}
 _FALSE = {"false", "0", "off", "no"}
-T = TypeVar("T")
 
 
 class NewName(BaseModel):
@@ -66,35 +64,31 @@ class VoiceDoor:
 
         return handle
 
+    def _of(self, request: Request, key: ApiKey | None) -> OwnVoices:
+        return OwnVoices(self._client, key, notes_of(request.scope))
+
     async def _list(self, request: Request, key: ApiKey | None) -> Response:
-        owner = owner_of(key)
-        names = await self._client.voices(owner=owner)
-        try:
-            registered = {voice.name: voice for voice in reversed(await self._client.registered_voices(owner=owner))}
-        except (Unavailable, ProtocolError):
-            # Those that are named are there all the same: preset ones, if the others cannot be had now.
-            registered = {}
-        preset: list[dict[str, object]] = [{"id": name, "name": name} for name in names if name not in registered]
-        return JSONResponse({"voices": [*preset, *(_object(registered[name]) for name in names if name in registered)]})
+        listed = await self._of(request, key).all()
+        preset: list[dict[str, object]] = [{"id": name, "name": name} for name in listed.preset]
+        return JSONResponse({"voices": [*preset, *map(_object, listed.registered)]})
 
     async def _add(self, request: Request, key: ApiKey | None) -> Response:
         async with read_form(request) as form:
             name, text = _text(form, "name"), _text(form, "text", "")
             recording = await read_upload(form, "audio_sample")
             shared, over = _flag(form, "shared"), _flag(form, "replace")
-        adding = self._client.add_voice(name, recording, text, shared=shared, replace=over, owner=owner_of(key))
-        return _created(await self._done(request, "added", adding))
+        adding = self._of(request, key).add(name, recording, text, shared=shared, replace=over)
+        return _created(await unless_gone(request.receive, adding))
 
     async def _import(self, request: Request, key: ApiKey | None) -> Response:
         async with read_form(request) as form:
             name, file = _text(form, "name", ""), await read_upload(form, "file")
             shared, over = _flag(form, "shared"), _flag(form, "replace")
-        adding = self._client.import_voice(file, name or None, shared=shared, replace=over, owner=owner_of(key))
-        return _created(await self._done(request, "added", adding))
+        adding = self._of(request, key).add_file(file, name, shared=shared, replace=over)
+        return _created(await unless_gone(request.receive, adding))
 
     async def _show(self, request: Request, key: ApiKey | None) -> Response:
-        voice = await _known(self._client.show_voice(_name(request), owner=owner_of(key)))
-        return JSONResponse(_object(voice))
+        return JSONResponse(_object(await self._of(request, key).show(_name(request))))
 
     async def _rename(self, request: Request, key: ApiKey | None) -> Response:
         try:
@@ -102,33 +96,18 @@ class VoiceDoor:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             raise Refused(400, "invalid_input", f"name: {first['msg']}", field="name") from None
-        renaming = _known(self._client.rename_voice(_name(request), new, owner=owner_of(key)))
-        return JSONResponse(_object(await self._done(request, "renamed", renaming)))
+        renaming = self._of(request, key).rename(_name(request), new)
+        return JSONResponse(_object(await unless_gone(request.receive, renaming)))
 
     async def _remove(self, request: Request, key: ApiKey | None) -> Response:
-        removing = _known(self._client.remove_voice(_name(request), owner=owner_of(key)))
-        voice = await self._done(request, "removed", removing)
+        voice = await unless_gone(request.receive, self._of(request, key).remove(_name(request)))
         return JSONResponse({"id": voice.name, "object": "audio.voice", "deleted": True})
 
     async def _export(self, request: Request, key: ApiKey | None) -> Response:
         name = _name(request)
-        content = await _known(self._client.export_voice(name, owner=owner_of(key)))
+        content = await self._of(request, key).export(name)
         file = f"attachment; filename*=UTF-8''{quote(name + SUFFIX, safe='')}"
         return Response(content, media_type="application/octet-stream", headers={"Content-Disposition": file})
-
-    async def _done(self, request: Request, what: str, work: Awaitable[RegisteredVoice]) -> RegisteredVoice:
-        """What comes of a change, which is noted; nobody waits for it when the client has left."""
-        voice = await unless_gone(request.receive, work)
-        notes_of(request.scope).update(voice=voice.name, change=what)
-        return voice
-
-
-async def _known(work: Awaitable[T]) -> T:
-    """Here a voice is what the path names: one that is not there is not found."""
-    try:
-        return await work
-    except UnknownVoice as error:
-        raise Refused(404, error.code, error.text, field=error.field) from error
 
 
 def _name(request: Request) -> str:

@@ -17,6 +17,7 @@ from lighttts.cli import checks
 from lighttts.cli.checks import Finding, Level
 from lighttts.config import Config, load_config
 from lighttts.gateway.keys import new_key
+from tests.broker.certificates import Authority
 from tests.cli.conftest import Run
 from tests.client.fake_broker import FakeBroker
 
@@ -105,6 +106,17 @@ def test_the_api_keys_are_looked_at(
     finding = the(checks.api_keys(config(*(setting.format(path) for setting in settings))))
     assert finding.level is level
     assert says in finding.text
+
+
+def test_the_certificate_of_the_gateway_is_looked_at(tmp_path: Path) -> None:
+    assert not list(checks.certificate(config()))
+    certificate, key = Authority(tmp_path).issue("gateway", "DNS:localhost")
+    tls = config(f"gateway.tls_certificate={certificate}", f"gateway.tls_key={key}")
+    assert the(checks.certificate(tls)).level is Level.OK
+    key.chmod(0o644)
+    finding = the(checks.certificate(tls))
+    assert finding.level is Level.PROBLEM
+    assert f"chmod 600 {key}" in finding.text
 
 
 def test_an_old_python_or_another_system_is_a_problem() -> None:

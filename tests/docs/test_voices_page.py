@@ -20,6 +20,7 @@ __all__ = ["prompt_wav", "stack"]
 
 PAGE = (ROOT / "docs" / "voices.md").read_text()
 TYPED, CURLED = blocks(PAGE, "sh")
+CLIENT, CALLS = blocks(PAGE, "python")
 
 
 @pytest.fixture
@@ -60,8 +61,20 @@ def test_the_requests_of_curl_work(desk: Path, stack: Stack) -> None:
 
 
 def test_the_python_works(desk: Path, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = blocks(PAGE, "python")
     monkeypatch.chdir(desk)
     names: dict[str, object] = {}
-    exec(compile(example.replace("tcp://127.0.0.1:5570", stack.endpoint), "voices.md", "exec"), names)
+    exec(compile(CLIENT.replace("tcp://127.0.0.1:5570", stack.endpoint), "voices.md", "exec"), names)
     assert "speech" in names
+
+
+def test_the_calls_of_grpc_work(desk: Path, stack: Stack) -> None:
+    with Gateway(stack.endpoint, "gateway.grpc_port=0") as gateway:
+        here = CALLS.replace("127.0.0.1:50051", gateway.rpc).replace(
+            "lighttts/gateway/rpc", f"{ROOT}/lighttts/gateway/rpc"
+        )
+        how = {"capture_output": True, "text": True, "timeout": 120, "check": False}
+        done = subprocess.run([sys.executable, "-W", "error", "-c", here], cwd=desk, **how)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'prompt_text: "What I say in me.wav."' in done.stdout
+    assert (desk / "hello.wav").read_bytes().startswith(b"RIFF")
+    assert (desk / "myself.ltv").read_bytes().startswith(b"lighttts-voice 1\n")

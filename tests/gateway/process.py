@@ -36,7 +36,7 @@ class Gateway:
 
     def __enter__(self) -> Gateway:
         started = self.wait_for(lambda line: line["event"] == "gateway started")
-        self.url = f"http://{started['host']}:{started['port']}"
+        self.url = f"http{'s' if started['tls'] else ''}://{started['host']}:{started['port']}"
         # It says so before, if it serves gRPC at all.
         self.rpc = next(
             (f"{line['host']}:{line['port']}" for line in self.lines if line["event"] == "grpc started"), ""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -16,10 +19,10 @@ import requests
 from websockets.sync.client import connect
 
 from lighttts.transport.wire import Cancel, Synth
-from tests.client.fake_broker import FakeBroker
+from tests.client.fake_broker import FakeBroker, begin_only
 from tests.gateway.process import Gateway
 from tests.gateway.proxy import Proxy
-from tests.gateway.stubs import TINY, Speech, services
+from tests.gateway.stubs import TINY, Speech, messages, services
 from tests.gateway.test_edge import half_a_second_then
 from tests.system.stack import Stack
 
@@ -76,6 +79,44 @@ def test_the_gateways_learn_who_the_client_is(speaking: tuple[Proxy, tuple[Gatew
     assert [line["peer"] for line in lines] == ["127.0.0.9"]
 
 
+def test_the_gateways_learn_who_the_client_of_a_grpc_call_is(
+    speaking: tuple[Proxy, tuple[Gateway, Gateway]], tmp_path: Path
+) -> None:
+    proxy, pair = speaking
+    (tmp_path / "message").write_bytes(bytes(5))
+    headers = ("Content-Type: application/grpc", "TE: trailers", "X-Forwarded-For: 10.9.8.7", "X-Request-ID: caller")
+    told = [word for header in headers for word in ("-H", header)]
+    asked = ["--interface", "127.0.0.9", "--data-binary", f"@{tmp_path}/message", *told]
+    method = f"http://{proxy.rpc}/lighttts.v1.Speech/ListVoices"
+    curl = ["curl", "--fail", "--silent", "--show-error", "--noproxy", "*", "--http2-prior-knowledge"]
+    done = subprocess.run([*curl, *asked, method], capture_output=True, check=True, timeout=PATIENCE_S)
+    assert b"tiny-voice" in done.stdout
+    deadline = time.monotonic() + PATIENCE_S
+    while not (lines := [line for one in pair for line in one.lines if line.get("request_id") == "caller"]):
+        assert time.monotonic() < deadline
+    assert [line["peer"] for line in lines] == ["127.0.0.9"]
+
+
+def test_a_grpc_conversation_speaks_while_its_text_is_being_written(
+    speaking: tuple[Proxy, tuple[Gateway, Gateway]],
+) -> None:
+    proxy, _ = speaking
+    sounding = threading.Event()
+
+    def written() -> Iterator[Any]:
+        yield messages.TalkRequest(begin=TINY)
+        yield messages.TalkRequest(text="The quick brown fox jumps over the lazy dog. " * 4)
+        yield messages.TalkRequest(flush=messages.Flush())
+        assert sounding.wait(PATIENCE_S)
+        yield messages.TalkRequest(text="Hello there.")
+
+    with grpc.insecure_channel(proxy.rpc) as channel:
+        for piece in services.SpeechStub(channel).Talk(written(), timeout=60):
+            assert piece.content
+            sounding.set()
+    assert sounding.is_set()
+
+
 def test_a_web_socket_speaks(speaking: tuple[Proxy, tuple[Gateway, Gateway]]) -> None:
     proxy, _ = speaking
     with connect(f"ws://127.0.0.1:{proxy.port}/ws/speech") as socket:
@@ -86,6 +127,15 @@ def test_a_web_socket_speaks(speaking: tuple[Proxy, tuple[Gateway, Gateway]]) ->
             said.append(socket.recv(timeout=PATIENCE_S))
     assert json.loads(said[-1])["type"] == "done"
     assert len(said) > 1
+
+
+def test_a_grpc_message_of_any_allowed_size_comes_through(speaking: tuple[Proxy, tuple[Gateway, Gateway]]) -> None:
+    proxy, _ = speaking
+    recording = bytes(16 << 20)
+    asked = messages.ConvertRequest(source=recording, manner=messages.Manner(prompt=recording))
+    with grpc.insecure_channel(proxy.rpc) as channel, pytest.raises(grpc.RpcError) as refused:
+        list(services.SpeechStub(channel).Convert(asked, timeout=PATIENCE_S))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_recording_of_any_allowed_size_comes_through(speaking: tuple[Proxy, tuple[Gateway, Gateway]]) -> None:
@@ -134,3 +184,46 @@ def test_when_a_gateway_dies_the_other_takes_all(stack: Stack, tmp_path: Path) -
             first.signal(signal.SIGKILL)
             first.wait()
             assert [requests.post(f"{proxy.url}/inference_sft", data=SHORT).status_code for _ in range(4)] == [200] * 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("nginx", grpc.StatusCode.INTERNAL), ("haproxy", grpc.StatusCode.UNKNOWN)]
+)
+def test_calls_of_gateways_that_die_end_in_errors(tmp_path: Path, kind: str, status: grpc.StatusCode) -> None:
+    def begin_one(broker: FakeBroker, peer: bytes, message: Synth) -> None:
+        if message.text == "Hello.":
+            begin_only(broker, peer, message)
+
+    with ExitStack() as scope:
+        broker = scope.enter_context(FakeBroker(script={Synth: begin_one}))
+        pair = gateways(broker.endpoint, scope)
+        proxy = scope.enter_context(Proxy(tmp_path, kind, pair))
+        stub = services.SpeechStub(scope.enter_context(grpc.insecure_channel(proxy.rpc)))
+        speaking = stub.SynthesizeStream(Speech(text="Hello.", manner=TINY), timeout=PATIENCE_S)
+        assert next(speaking).content
+        waiting = stub.SynthesizeStream(Speech(text="Silence.", manner=TINY), timeout=PATIENCE_S)
+        broker.wait_for(Synth, 2)
+        for gateway in pair:
+            gateway.signal(signal.SIGKILL)
+            gateway.wait()
+        for call, expected in ((speaking, status), (waiting, grpc.StatusCode.UNAVAILABLE)):
+            with pytest.raises(grpc.RpcError) as broken:
+                list(call)
+            assert broken.value.code() is expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_when_a_gateway_dies_the_other_takes_all_calls_of_grpc(stack: Stack, tmp_path: Path, kind: str) -> None:
+    hello = Speech(text="Hello there.", manner=TINY)
+    with ExitStack() as scope:
+        pair = gateways(stack.endpoint, scope)
+        proxy = scope.enter_context(Proxy(tmp_path, kind, pair))
+        stub = services.SpeechStub(scope.enter_context(grpc.insecure_channel(proxy.rpc)))
+        while not all(any(line.get("method") == "GRPC" for line in one.lines) for one in pair):
+            list(stub.SynthesizeStream(hello, timeout=PATIENCE_S))
+        pair[0].signal(signal.SIGKILL)
+        pair[0].wait()
+        for _ in range(4):
+            list(stub.SynthesizeStream(hello, timeout=PATIENCE_S))
+            turns = [messages.TalkRequest(begin=TINY), messages.TalkRequest(text="Hello there.")]
+            list(stub.Talk(iter(turns), timeout=PATIENCE_S))

@@ -239,6 +239,45 @@ def test_a_call_is_one_log_line_under_its_id_and_trace(gateway: Gateway) -> None
     assert "Hello." not in str(gateway.lines)
 
 
+@pytest.fixture(scope="module")
+def believing(stack: Stack) -> Iterator[Gateway]:
+    """A gateway that takes the word of proxies here and in one network."""
+    with Gateway(stack.endpoint, RPC, "gateway.proxies=127.0.0.1,10.0.0.0/8") as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "peer"),
+    [
+        ([], "127.0.0.1"),
+        ([""], "127.0.0.1"),
+        (["192.0.2.7"], "192.0.2.7"),
+        (["2001:db8::7"], "2001:db8::7"),
+        (["203.0.113.9, 192.0.2.7, 10.1.2.3"], "192.0.2.7"),
+        (["203.0.113.9", "192.0.2.7"], "192.0.2.7"),
+        (["10.9.9.9, 10.1.2.3"], "10.9.9.9"),
+    ],
+    ids=str,
+)
+def test_a_proxy_tells_who_the_client_is_as_over_http(believing: Gateway, forwarded: list[str], peer: str) -> None:
+    name = f"from-{len(believing.lines)}"
+    with dialled(believing) as stub:
+        told_ = [("x-forwarded-for", said) for said in forwarded]
+        stub.ListVoices(messages.ListVoicesRequest(), metadata=[*told_, ("x-request-id", name)])
+    requests.get(
+        f"{believing.url}/liveness", headers={"X-Request-ID": f"{name}-http", "X-Forwarded-For": ", ".join(forwarded)}
+    )
+    lines = [believing.wait_for(lambda line, n=n: line.get("request_id") == n) for n in (name, f"{name}-http")]
+    assert [line["peer"] for line in lines] == [peer, peer]
+
+
+def test_nobody_else_tells_who_the_client_is(gateway: Gateway) -> None:
+    with dialled(gateway) as stub:
+        lie = [("x-forwarded-for", "192.0.2.7"), ("x-request-id", "lie")]
+        stub.ListVoices(messages.ListVoicesRequest(), metadata=lie)
+    assert gateway.wait_for(lambda line: line.get("request_id") == "lie")["peer"] == "127.0.0.1"
+
+
 def test_what_is_too_large_is_refused_and_the_server_goes_on(gateway: Gateway) -> None:
     with dialled(gateway) as stub:
         huge = Speech(text="x", manner=Manner(prompt=b"0" * (35 << 20)))

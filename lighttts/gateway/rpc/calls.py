@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -21,6 +20,7 @@ from lighttts.gateway.failures import Refused, failure_of
 from lighttts.gateway.journal import request_id_of, trace_of
 from lighttts.gateway.keyring import KeyRing
 from lighttts.gateway.keys import ApiKey
+from lighttts.gateway.rpc.peers import Peers
 from lighttts.gateway.rpc.protos import Service
 from lighttts.gateway.rpc.statuses import metadata_of, status_of
 from lighttts.logs import get_logger
@@ -78,10 +78,12 @@ class Call:
 
 
 class Calls:
-    """Makes handlers of a service's methods. With `keys` only their holders come in."""
+    """Makes handlers of a service's methods. With `keys` only their holders come in. `proxies`: those whose word is
+    taken for who a client is."""
 
-    def __init__(self, keys: KeyRing | None) -> None:
+    def __init__(self, keys: KeyRing | None, proxies: Iterable[str]) -> None:
         self._keys = keys
+        self._peers = Peers(proxies)
 
     def handlers(
         self, service: Service, handlers: Mapping[str, Handler], fields: Mapping[str, str] = MappingProxyType({})
@@ -99,7 +101,8 @@ class Calls:
         path = f"/{service.name}/{name}"
 
         async def answer(_: Any, context: Any) -> None:
-            line = _Line(path, context)
+            peer = await self._peers.address(context.peer(), context.invocation_metadata() or ())
+            line = _Line(path, context, peer)
             async with self._told(context, line, fields):
                 await handler(Call(context, kind, self._holder(context, line), line))
 
@@ -139,12 +142,12 @@ class Calls:
 class _Line:
     """What is logged of one call."""
 
-    def __init__(self, path: str, context: Any) -> None:
+    def __init__(self, path: str, context: Any, peer: str) -> None:
         self.request_id = request_id_of(_metadata(context).get("x-request-id", ""))
         self.status = grpc.StatusCode.CANCELLED
         self.notes: dict[str, object] = {}
         self._path = path
-        self._context = context
+        self._peer = peer
         self._began = time.monotonic()
         self._first: float | None = None
         self._bytes = 0
@@ -171,15 +174,10 @@ class _Line:
             bytes=self._bytes,
             first_byte_s=None if self._first is None else round(self._first, 4),
             seconds=round(time.monotonic() - self._began, 4),
-            peer=_address(self._context.peer()),
+            peer=self._peer,
             **self.notes,
         )
 
 
 def _metadata(context: Any) -> dict[str, str]:
     return {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-
-
-def _address(peer: str) -> str:
-    """The IP address of "ipv4:127.0.0.1:40000" or "ipv6:%5B::1%5D:40000"."""
-    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")

@@ -11,6 +11,8 @@ from lighttts.client import AsyncClient
 from lighttts.config import GatewayConfig
 from lighttts.errors import ConfigError
 from lighttts.gateway.board import Board
+from lighttts.gateway.certificate import Certificate
+from lighttts.gateway.identity import Identity
 from lighttts.gateway.keyring import KeyRing
 from lighttts.gateway.quotas import Quotas
 from lighttts.gateway.rpc.calls import Calls
@@ -26,6 +28,8 @@ MESSAGE_MAX_BYTES = 2 * MAX_AUDIO_FILE + (2 << 20)
 METADATA_MAX_BYTES = 16 << 10
 PING_S = 30
 """A client whose connection was silent for so long is asked whether it is still there, and has as long to say so."""
+HANDSHAKE_S = 10
+"""A new connection must have said so soon that it speaks TLS, where that is asked for, and HTTP/2."""
 IDLE_S = 300
 """A connection without calls is closed after so long; clients open another when they need one."""
 _OPTIONS = (
@@ -34,6 +38,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
     ("grpc.max_metadata_size", METADATA_MAX_BYTES),
     ("grpc.absolute_max_metadata_size", METADATA_MAX_BYTES),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
     ("grpc.max_connection_idle_ms", IDLE_S * 1000),
     ("grpc.keepalive_time_ms", PING_S * 1000),
     ("grpc.keepalive_timeout_ms", PING_S * 1000),
@@ -46,10 +51,18 @@ _OPTIONS = (
 class RpcServer:
     """Serves from `start` to `stop`. To be made in the event loop that it runs in."""
 
-    def __init__(self, settings: GatewayConfig, keys: KeyRing | None, client: AsyncClient, quotas: Quotas) -> None:
+    def __init__(
+        self,
+        settings: GatewayConfig,
+        keys: KeyRing | None,
+        certificate: Certificate | None,
+        client: AsyncClient,
+        quotas: Quotas,
+    ) -> None:
         self._host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._port = settings.grpc_port
-        calls = Calls(keys)
+        self._certificate = certificate
+        calls = Calls(keys, settings.proxies)
         speaker = Speaker(client, quotas)
         speech, cosyvoice = Speech(client, speaker), CosyVoice(speaker)
         names = (speech.service.name, cosyvoice.service.name)
@@ -64,12 +77,15 @@ class RpcServer:
         """Starts to serve. Raises `ConfigError` if it cannot be on that address."""
         where = f"{self._host}:{self._port}"
         try:
-            port = self._server.add_insecure_port(where)
+            if self._certificate:
+                port = self._server.add_secure_port(where, _credentials(self._certificate))
+            else:
+                port = self._server.add_insecure_port(where)
         except RuntimeError as error:
             text = f"cannot serve gRPC on {where}, perhaps it is in use; set gateway.host and gateway.grpc_port"
             raise ConfigError(text) from error
         await self._server.start()
-        get_logger().info("grpc started", host=self._host, port=port)
+        get_logger().info("grpc started", host=self._host, port=port, tls=self._certificate is not None)
 
     def stop(self, grace: float | None) -> None:
         """Takes no new calls; those under way have `grace` seconds to finish, None: none. May be called again."""
@@ -79,3 +95,19 @@ class RpcServer:
     async def stopped(self) -> None:
         """Returns when all calls have ended, after `stop`."""
         await asyncio.gather(*self._stopping)
+
+
+def _credentials(certificate: Certificate) -> Any:
+    """A server's side of TLS, which has at each handshake the certificate of that moment."""
+    told = certificate.current
+
+    def changed() -> Any:
+        nonlocal told
+        before, told = told, certificate.current
+        return None if told is before else _configuration(told)
+
+    return grpc.dynamic_ssl_server_credentials(_configuration(told), changed)
+
+
+def _configuration(identity: Identity) -> Any:
+    return grpc.ssl_server_certificate_configuration([(identity.key, identity.chain)])

@@ -11,7 +11,8 @@ from lighttts.gateway.rpc.calls import Call, Calls
 from lighttts.gateway.rpc.protos import Service
 from lighttts.gateway.rpc.requests import audio_of, conversion_of, format_of, wish_of
 from lighttts.gateway.rpc.talk import CallPeer
-from lighttts.gateway.speech import Asked, Speaker, Spoken, owner_of
+from lighttts.gateway.rpc.voices import VoiceCalls
+from lighttts.gateway.speech import Asked, Speaker, Spoken
 from lighttts.gateway.talk import Conversation
 
 WHOLE_MAX_BYTES = 64 << 20
@@ -34,7 +35,7 @@ class Speech:
             "SynthesizeStream": self._synthesize_stream,
             "Talk": self._talk,
             "Convert": self._convert,
-            "ListVoices": self._list_voices,
+            **VoiceCalls(self._client, self._speaker, self.service.kinds).methods(),
         }
         return calls.handlers(self.service, methods)
 
@@ -76,9 +77,3 @@ class Speech:
             wish, kind = await peer.begin()
             call.notes.update(speech=wish.method, format=kind)
             await Conversation(peer, self._speaker).hold(wish.of(call.key), kind)
-
-    async def _list_voices(self, call: Call) -> None:
-        await call.request()
-        voice = self.service.kinds["Voice"]
-        names = await self._client.voices(owner=owner_of(call.key))
-        await call.send(self.service.kinds["ListVoicesResponse"](voices=[voice(name=name) for name in names]))

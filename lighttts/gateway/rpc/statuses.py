@@ -13,6 +13,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 _BY_CODE = {
     "overloaded": StatusCode.RESOURCE_EXHAUSTED,
+    "quota_exceeded": StatusCode.RESOURCE_EXHAUSTED,
     "worker_failed": StatusCode.UNAVAILABLE,
     "cancelled": StatusCode.CANCELLED,
     "slow_client": StatusCode.ABORTED,
@@ -24,6 +25,7 @@ _BY_STATUS = {
     HTTPStatus.UNAUTHORIZED: StatusCode.UNAUTHENTICATED,
     HTTPStatus.FORBIDDEN: StatusCode.PERMISSION_DENIED,
     HTTPStatus.NOT_FOUND: StatusCode.NOT_FOUND,
+    HTTPStatus.CONFLICT: StatusCode.ALREADY_EXISTS,
     HTTPStatus.REQUEST_TIMEOUT: StatusCode.DEADLINE_EXCEEDED,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: StatusCode.RESOURCE_EXHAUSTED,
     HTTPStatus.TOO_MANY_REQUESTS: StatusCode.RESOURCE_EXHAUSTED,
