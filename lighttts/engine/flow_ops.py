@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from lighttts.engine.flow_pages import Blocks
 
 EPSILON = 1e-5
-"""Of every layer norm in the estimator."""
+"""Of every layer norm in CosyVoice2's estimator."""
+MODULATED_EPSILON = 1e-6
+"""Of every layer norm in CosyVoice3's."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,18 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class GroupedConvolution:
+    """A causal convolution of each group of channels: `weight` (groups, taps, inputs, outputs), `bias` (channels,).
+
+    `first`: of the channels of `PagePool.solver_tails` that it finds its last frames in.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    first: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,31 @@ class FlowOps(Protocol):
 
         With `step` (blocks,), `add` (steps, width) is one vector a solver step; else it is of the shape of `x`.
         """
+
+    # ---- of CosyVoice3's estimator --------------------------------------------------------------------------------
+
+    def modulate(self, x: Tensor, y: Tensor | None, joint: Tensor, step: Tensor) -> Tensor:
+        """Adds gate x `y` to `x` (rows, frames, width) in place; returns shift + (1 + scale) x the layer norm of that.
+
+        `joint` (steps, 3 width): gate, shift and scale side by side, for each solver step; `step` (blocks,).
+        """
+
+    def turn(self, qkv: Tensor, cosine: Tensor, sine: Tensor) -> None:
+        """Turns the first features of queries and keys in `qkv` (rows, frames, 3 width) in place, pair by pair.
+
+        `cosine`, `sine`: (rows, frames, features), equal within a pair. See `lighttts.models.dit.Turn`.
+        """
+
+    def place(
+        self, x: Tensor, tails: Tensor, convolution: GroupedConvolution, blocks: Blocks, add: Tensor | None
+    ) -> Tensor:
+        """Mish of the convolution of `x` (rows, frames, channels) behind the chunks before, and `add` to it.
+
+        `tails`: `PagePool.solver_tails`, which gets this block's last frames in place.
+        """
+
+    def linear_gelu(self, x: Tensor, linear: Linear) -> Tensor:
+        """GELU, as approximated by tanh, of `linear` of `x`."""
 
 
 def lead(x: Tensor, tails: Tensor, first: int, blocks: Blocks) -> Tensor:
@@ -114,3 +153,28 @@ class TorchOps:
         if step is None:
             return normed + add
         return normed + add[step].repeat(x.size(0) // len(step), 1)[:, None]
+
+    def modulate(self, x: Tensor, y: Tensor | None, joint: Tensor, step: Tensor) -> Tensor:
+        halves = x.size(0) // len(step)
+        gate, shift, scale = joint[step].repeat(halves, 1)[:, None].chunk(3, dim=-1)
+        if y is not None:
+            x += gate * y
+        return F.layer_norm(x, x.shape[-1:], eps=MODULATED_EPSILON) * (1 + scale) + shift
+
+    def turn(self, qkv: Tensor, cosine: Tensor, sine: Tensor) -> None:
+        for part in qkv.chunk(3, dim=-1)[:2]:
+            first = part[..., : cosine.size(-1)]
+            swapped = torch.stack([-first[..., 1::2], first[..., ::2]], dim=-1).flatten(-2)
+            first.copy_(first * cosine + swapped * sine)
+
+    def place(
+        self, x: Tensor, tails: Tensor, convolution: GroupedConvolution, blocks: Blocks, add: Tensor | None
+    ) -> Tensor:
+        groups, taps, inputs, outputs = convolution.weight.shape
+        weight = convolution.weight.permute(0, 3, 2, 1).reshape(groups * outputs, inputs, taps)
+        led = lead(x, tails, convolution.first, blocks).transpose(1, 2)
+        placed = F.mish(F.conv1d(led, weight, convolution.bias, groups=groups).transpose(1, 2))
+        return placed if add is None else placed + add
+
+    def linear_gelu(self, x: Tensor, linear: Linear) -> Tensor:
+        return F.gelu(linear(x), approximate="tanh")

@@ -11,8 +11,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from lighttts.engine.flow_ops import EPSILON, Linear, Norm
+from lighttts.engine.flow_ops import EPSILON, GroupedConvolution, Linear, Norm
 from lighttts.engine.flow_pages import Blocks
+from lighttts.kernels import flow_dit
 
 _STAGES = 3
 """Tiles of keys and values that a program of attention has on their way or at hand."""
@@ -174,9 +175,8 @@ class TritonOps:
             return linear(normed)
         if linear.bias is None or x.dtype == torch.float32:
             return F.gelu(linear(normed))
-        # On a GPU the library's product ends with GELU as approximated by tanh: nearer than half precision is.
-        product = torch._addmm_activation(linear.bias, normed.flatten(0, -2), linear.weight.T, use_gelu=True)
-        return product.view(*x.shape[:-1], -1)
+        # GELU as approximated by tanh is nearer to it than half precision is.
+        return self.linear_gelu(normed, linear)
 
     def add_linear(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
         columns, width = weight.shape
@@ -212,3 +212,21 @@ class TritonOps:
             BY_STEP=step is not None, WIDTH=width, W=triton.next_power_of_2(width), ROWS=_ROWS,
         )  # fmt: skip
         return out
+
+    def modulate(self, x: Tensor, y: Tensor | None, joint: Tensor, step: Tensor) -> Tensor:
+        return flow_dit.modulate(x, y, joint, step)
+
+    def turn(self, qkv: Tensor, cosine: Tensor, sine: Tensor) -> None:
+        flow_dit.turn(qkv, cosine, sine)
+
+    def place(
+        self, x: Tensor, tails: Tensor, convolution: GroupedConvolution, blocks: Blocks, add: Tensor | None
+    ) -> Tensor:
+        return flow_dit.place(x, tails, convolution, blocks, add)
+
+    def linear_gelu(self, x: Tensor, linear: Linear) -> Tensor:
+        if not x.is_cuda or linear.bias is None:
+            return F.gelu(linear(x), approximate="tanh")
+        # The library's product ends with it.
+        product = torch._addmm_activation(linear.bias, x.flatten(0, -2), linear.weight.T, use_gelu=True)
+        return product.view(*x.shape[:-1], -1)

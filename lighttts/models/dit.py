@@ -65,12 +65,9 @@ class PositionConv1d(StreamedConvolution):
         self.weight, self.bias = like.weight, like.bias
 
     def forward(self, x: Tensor, window: Window) -> Tensor:
-        return self.convolve(window.lead(self.first, x))
-
-    def convolve(self, led: Tensor) -> Tensor:
-        """(rows, frames, channels) from frames that are led already, (rows, tail + frames, channels)."""
+        led = window.lead(self.first, x).transpose(1, 2)
         with without_tf32():
-            return F.conv1d(led.transpose(1, 2), self.weight, self.bias, groups=GROUPS).transpose(1, 2)
+            return F.conv1d(led, self.weight, self.bias, groups=GROUPS).transpose(1, 2)
 
 
 class PositionEmbedding(nn.Module):
