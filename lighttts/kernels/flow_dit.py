@@ -12,6 +12,8 @@ from lighttts.engine.flow_pages import Blocks
 
 _ROWS = 2
 """Frames of one program of a norm."""
+_TURNED = 4
+"""Frames of one program of `_turn`."""
 
 
 @triton.jit
@@ -108,9 +110,9 @@ def modulate(x: Tensor, y: Tensor | None, joint: Tensor, step: Tensor) -> Tensor
 def turn(qkv: Tensor, cosine: Tensor, sine: Tensor) -> None:
     """See `lighttts.engine.flow_ops.FlowOps.turn`."""
     rows, pairs = qkv.size(0) * qkv.size(1), cosine.size(-1) // 2
-    _turn[(triton.cdiv(rows, 32),)](
+    _turn[(triton.cdiv(rows, _TURNED),)](
         qkv, cosine, sine, rows, qkv.size(2),
-        WIDTH=qkv.size(2) // 3, PAIRS=pairs, P=triton.next_power_of_2(pairs), ROWS=32,
+        WIDTH=qkv.size(2) // 3, PAIRS=pairs, P=triton.next_power_of_2(pairs), ROWS=_TURNED,
     )  # fmt: skip
 
 
