@@ -6,10 +6,10 @@ from contextlib import aclosing
 from typing import Any
 
 from lighttts.client import AsyncClient
-from lighttts.gateway.failures import Refused
 from lighttts.gateway.rpc.calls import Call, Calls
 from lighttts.gateway.rpc.protos import Service
 from lighttts.gateway.rpc.requests import audio_of, conversion_of, format_of, wish_of
+from lighttts.gateway.rpc.room import Room
 from lighttts.gateway.rpc.talk import CallPeer
 from lighttts.gateway.rpc.voices import VoiceCalls
 from lighttts.gateway.speech import Asked, Speaker, Spoken
@@ -17,6 +17,8 @@ from lighttts.gateway.talk import Conversation
 
 WHOLE_MAX_BYTES = 64 << 20
 """Longest audio that is answered at once: 23 minutes as samples."""
+WHOLES_MAX_BYTES = 1 << 30
+"""Of all such answers together."""
 
 
 class Speech:
@@ -26,6 +28,7 @@ class Speech:
         self.service = Service("lighttts.proto", "lighttts.v1.Speech")
         self._client = client
         self._speaker = speaker
+        self._room = Room(WHOLE_MAX_BYTES, WHOLES_MAX_BYTES)
         self._audio = self.service.kinds["Audio"]
 
     def handlers(self, calls: Calls) -> Any:
@@ -48,14 +51,11 @@ class Speech:
             format_of(asked.manner),
             call.key,
         )
-        content = bytearray()
-        async with aclosing(spoken.pieces) as pieces:
-            async for piece in pieces:
-                content += piece
-                if len(content) > WHOLE_MAX_BYTES:
-                    text = f"this makes more than {WHOLE_MAX_BYTES >> 20} MiB of audio: use SynthesizeStream"
-                    raise Refused(413, "too_large", text, field="text")
-        await call.send(audio_of(self._audio, bytes(content), spoken.sample_rate))
+        with self._room.shelf() as shelf:
+            async with aclosing(spoken.pieces) as pieces:
+                async for piece in pieces:
+                    shelf.put(piece)
+            await call.send(audio_of(self._audio, bytes(shelf.content), spoken.sample_rate))
 
     async def _synthesize_stream(self, call: Call) -> None:
         asked = await call.request()
