@@ -105,7 +105,7 @@ def gpu_memory() -> str:
 def load(daemons: Daemons, arguments: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "lighttts.cli.main", "bench", "--broker", daemons.endpoint]
     command += ["--metrics", f"http://127.0.0.1:{METRICS}/metrics", "--text", arguments.text]
-    for name in ("rate", "concurrency", "seconds", "warmup", "json", "plot", "voice", "processes"):
+    for name in ("rate", "concurrency", "seconds", "warmup", "json", "plot", "voice", "processes", "words"):
         value = getattr(arguments, name)
         if value is not None:
             command += [f"--{name}", str(value)]
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--encoders", type=int, default=4, help="encode workers (default: 4)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--text", default=TEXT)
-    for name in ("rate", "concurrency", "seconds", "warmup", "json", "plot", "voice", "processes"):
+    for name in ("rate", "concurrency", "seconds", "warmup", "json", "plot", "voice", "processes", "words"):
         parser.add_argument(f"--{name}")
     arguments = parser.parse_args()
     if arguments.voice == "zero-shot":

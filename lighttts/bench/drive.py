@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 
 from lighttts.bench.load import Load, poisson
@@ -27,7 +27,8 @@ COLLECT_S = 60.0
 
 @dataclass(frozen=True)
 class Task:
-    """What every request asks for, and where. `prompt`: a path. `timeout`: seconds without anything new."""
+    """What every request asks for, and where. `prompt`: a path. `timeout`: seconds without anything new. `words`: so
+    many of the text are written a second while it is spoken; 0: it is whole from the beginning."""
 
     brokers: tuple[str, ...]
     text: str
@@ -35,6 +36,7 @@ class Task:
     voice: str | None = None
     prompt: str | None = None
     prompt_text: str = ""
+    words: float = 0.0
     timeout: float = 60.0
 
 
@@ -113,9 +115,8 @@ async def _request(client: AsyncClient, task: Task, due: float, records: list[Re
     record = Record(due)
     records.append(record)
     try:
-        speech = client.synthesize(
-            task.text, task.voice, prompt=task.prompt, prompt_text=task.prompt_text, format="s16"
-        )
+        text = _written(task.text, task.words) if task.words else task.text
+        speech = client.synthesize(text, task.voice, prompt=task.prompt, prompt_text=task.prompt_text, format="s16")
         rate = await speech.sample_rate()
         async for chunk in speech:
             record.arrivals.append(time.monotonic())
@@ -123,6 +124,14 @@ async def _request(client: AsyncClient, task: Task, due: float, records: list[Re
     except LightTTSError as error:
         record.error = error.code
     record.end = time.monotonic()
+
+
+async def _written(text: str, words: float) -> AsyncIterator[str]:
+    """The text word by word, `words` of them a second."""
+    for number, word in enumerate(text.split()):
+        if number:
+            await asyncio.sleep(1 / words)
+        yield f"{word} "
 
 
 if __name__ == "__main__":

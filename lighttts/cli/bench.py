@@ -31,6 +31,7 @@ EPILOG = """\
 examples:
   lighttts-cli bench --concurrency 1,4,16
   lighttts-cli bench --rate 5,10,20,40 --seconds 60 --plot latency.svg --json latency.json
+  lighttts-cli bench --rate 10 --words 15
   lighttts-cli bench --rate 20 --prompt me.wav --prompt-text "What I say there." --metrics http://127.0.0.1:9570/metrics
 """
 TEXT = "The rainbow is a division of white light into many beautiful colors."
@@ -52,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--voice", help="a preset voice (default: the broker's first)")
     what.add_argument("--prompt", metavar="FILE", type=Path, help="audio of the voice to speak with, instead")
     what.add_argument("--prompt-text", default="", help="what is said in the prompt")
+    written = "words of the text that are written a second, as a language model does (default: it is whole at once)"
+    what.add_argument("--words", type=float, default=0.0, metavar="N", help=written)
     told = parser.add_argument_group("what is told")
     told.add_argument("--metrics", metavar="URL", help="the broker's /metrics, for the time of each stage")
     told.add_argument("--json", metavar="FILE", type=Path, help="write all figures as JSON")
@@ -119,6 +122,8 @@ def _task(options: argparse.Namespace) -> Task:
 
     if options.prompt and not options.prompt.is_file():
         raise InvalidInput(f"prompt {options.prompt} cannot be read: there is no such file")
+    if not 0 <= options.words < 1e4:
+        raise InvalidInput("--words must be 0, for a text that is whole at once, or more: people read 5 a second")
     keys = common.key_folder(options)
     return Task(
         common.running_brokers(options),
@@ -127,6 +132,7 @@ def _task(options: argparse.Namespace) -> Task:
         options.voice,
         str(options.prompt.resolve()) if options.prompt else None,
         options.prompt_text,
+        options.words,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lighttts.errors import Overloaded
-from lighttts.transport.wire import Error, Synth
+from lighttts.transport.wire import Error, Piece, Synth
 from tests.cli.conftest import Run
 from tests.client.fake_broker import FakeBroker
 
@@ -36,6 +36,18 @@ def test_an_open_loop_of_several_processes_asks_for_what_it_was_told(
     assert plot.read_text().startswith("<svg")
 
 
+def test_a_text_that_is_still_being_written_comes_word_by_word(run: Run, broker: FakeBroker) -> None:
+    arguments = ("--rate", "20", *QUICK, "--text", "Say  this\nnow.", "--words", "100")
+    done = run("bench", *arguments, "--broker", broker.endpoint)
+    assert done.code == 0
+    asked = broker.all(Synth)
+    assert asked
+    for synth in asked:
+        assert synth.pieces
+        words = [piece.text for piece in broker.all(Piece) if piece.request_id == synth.request_id]
+        assert [synth.text, *words] == ["", "Say ", "this ", "now. "]
+
+
 def test_failures_are_counted_by_their_code_and_a_service_that_serves_nobody_is_unavailable(
     run: Run, tmp_path: Path
 ) -> None:
@@ -55,6 +67,7 @@ def test_failures_are_counted_by_their_code_and_a_service_that_serves_nobody_is_
         (["--rate", "x"], "'x' is no load"),
         (["--concurrency", "0"], "must be above 0"),
         (["--rate", "1", "--seconds", "0"], "--seconds must be above 0"),
+        (["--rate", "1", "--words", "-1"], "--words must be 0"),
         (["--rate", "1", "--prompt", "/no/such.wav"], "no such file"),
         (["--rate", "1", "--metrics", "http://127.0.0.1:1/metrics"], "cannot be read"),
     ],
