@@ -20,6 +20,7 @@ DAEMONS = ("broker", *STAGES)
 MODULES = {"broker": "lighttts.broker.main", **{name: f"lighttts.workers.{name}" for name in (*STAGES, "gpu")}}
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
+POLL_S = 0.1
 
 
 class Stack:
@@ -65,6 +66,8 @@ class Stack:
                 return
             for name, process in self.processes.items():
                 assert process.poll() is None, f"{name} ended with {process.returncode}:\n{self.log(name)}"
+            # What starts needs the processor more than who asks.
+            time.sleep(POLL_S)
         raise AssertionError("\n".join(f"--- {name}\n{self.log(name)}" for name in self.processes))
 
     def _registered(self, wanted: list[str]) -> bool:
