@@ -21,13 +21,23 @@ from tests.chaos.matrix import Matrix
 from tests.chaos.streams import STREAMS
 from tests.system.stack import STAGES, Stack
 
-TEXT = "The quick brown fox jumps over the lazy dog. " * 12
+TEXT = "The quick brown fox jumps over the lazy dog. " * 6
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("s"), settings=["broker.no_worker_s=1"]) as running:
+        yield running
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
-    with Stack(tmp_path, settings=["broker.no_worker_s=1"]) as running:
-        yield running
+def stack(shared: Stack) -> Stack:
+    """A whole stack: what the test before has ended is started again."""
+    ended = [name for name, process in shared.processes.items() if process.poll() is not None]
+    if ended:
+        shared.start(*ended)
+        shared.wait_for_workers()
+    return shared
 
 
 def _begin(client: Client, pool: ThreadPoolExecutor) -> list[Future[np.ndarray | LightTTSError]]:

@@ -96,6 +96,7 @@ def test_a_machine_may_be_without_the_gateway_s_packages(monkeypatch: pytest.Mon
         (("gateway.keys={}",), "damaged", Level.PROBLEM, "line 1"),
         (("gateway.keys={}", "gateway.host=0.0.0.0"), new_key("a", 1, 1)[0].line(), Level.OK, "1 API key in"),
     ],
+    ids=["none", "none, for all to reach", "no file", "an empty file", "a damaged file", "one"],
 )
 def test_the_api_keys_are_looked_at(
     tmp_path: Path, settings: tuple[str, ...], content: str | None, level: Level, says: str

@@ -209,7 +209,20 @@ def test_pages_of_other_origins_may_use_it_only_if_they_are_named(gateway: Gatew
         ("/v1/audio/speech", {"data": b"[" * 100_000}, 400),
         ("/v1/audio/speech", {"data": b"\xff"}, 400),
     ],
-    ids=str,
+    ids=[
+        "JSON",
+        "a form",
+        "JSON of unknown length",
+        "text for a form",
+        "a field",
+        "many fields",
+        "another boundary",
+        "no boundary",
+        "a text",
+        "broken JSON",
+        "deep JSON",
+        "no text at all",
+    ],
 )
 def test_what_is_too_large_or_no_body_of_its_kind_is_refused(
     gateway: Gateway, path: str, body: dict[str, Any], status: int

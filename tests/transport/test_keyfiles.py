@@ -106,6 +106,19 @@ KEY = new_pair().public
         b"\xff" * 100,
         HEAD + KEY + b"\n" * 2000,
     ],
+    ids=[
+        "nothing",
+        "no head",
+        "no key",
+        "a short key",
+        "a long key",
+        "quotes",
+        "no Z85",
+        "two keys",
+        "another version",
+        "no text",
+        "much behind it",
+    ],
 )
 def test_what_is_no_key_file_is_refused(folder: KeyFolder, content: bytes) -> None:
     folder.make_lists()
