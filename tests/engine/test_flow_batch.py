@@ -82,7 +82,8 @@ def test_requests_that_join_between_any_steps_get_the_mel_they_get_alone(flow, d
             while waiting and data.draw(st.booleans()) | (not running and not joins):
                 task = waiting[0].task(flow, pool)
                 if task.chunks > batch.free_slots - sum(other.chunks for other in joins):
-                    waiting[0].pages = waiting[0].pages[: task.first]
+                    for _ in range(task.chunks):
+                        pool.drop(waiting[0].pages.pop())
                     break
                 joins.append(task)
                 running[task] = waiting.pop(0)
