@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What the tests run beside our own programs.
 PROGRAMS := redis-server nginx-light haproxy chromium chromium-driver curl
+# Processes that run tests side by side.
+JOBS ?= 2
 TEXT ?= Hello! This is LightTTS speaking, from text to sound through every one of its daemons.
 
 .PHONY: help demo setup setup-dev test lint chaos bench listener clean
@@ -39,7 +41,7 @@ $(VENV)/.dev: $(VENV)/.worker
 	@touch $@
 
 test: setup-dev lint ## lint, types and all tests (CPU, no GPU needed)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: setup-dev ## ruff and mypy --strict
 	$(BIN)/ruff check .
