@@ -48,8 +48,8 @@ class Vocoder:
     reference. Convolutions multiply numbers of `dtype` with `ops`: half precision with Triton kernels on a GPU, float32
     in plain torch on a CPU, unless others are given.
 
-    With the published dimensions the graphs hold about 62 MB of a GPU's memory for each hop of `max_batch`: what the
-    last stage of the longest row keeps, 38 bytes for each of its numbers.
+    With the published dimensions the graphs hold about 62 MB of a GPU's memory for each hop of `max_batch`, of
+    CosyVoice3's 70: what the last stage of the longest row keeps, 38 bytes for each of its numbers.
     """
 
     @torch.inference_mode()
