@@ -9,9 +9,10 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from lighttts.gateway.board import FRESH_S, Board
+from lighttts.gateway.rpc.protos import POOL
 
 REFLECTION_S = 30.0
 """Seconds that a client of reflection may ask nothing before its call ends."""
@@ -69,8 +70,10 @@ class Reflection:
     """Tells what services and messages there are, to clients that do not sit on an open call."""
 
     def __init__(self, services: Collection[str]) -> None:
+        for generated in (health_pb2, reflection_pb2):
+            POOL.AddSerializedFile(generated.DESCRIPTOR.serialized_pb)
         known = (*services, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-        self._known = reflection.aio.ReflectionServicer(known)
+        self._known = reflection.aio.ReflectionServicer(known, POOL)
 
     def add_to(self, server: Any) -> None:
         """Adds the service to a server that has not been started."""

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from google.protobuf.descriptor_pool import Default
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_tools import protoc
 
 from lighttts.errors import InternalError
 
 FOLDER = Path(__file__).parent
+
+POOL = DescriptorPool()
+"""What is compiled here. It is not the process's pool: a program that runs the gateway inside it may hold its own code
+generated from the same files, and a pool takes a file once."""
 
 
 class Service:
@@ -26,8 +30,8 @@ class Service:
     """
 
     def __init__(self, file: str, name: str) -> None:
-        pool = _compiled(file)
-        described = pool.FindServiceByName(name)
+        _compile(file)
+        described = POOL.FindServiceByName(name)
         messages: Mapping[str, Any] = described.file.message_types_by_name
         self.name = name
         self.kinds = {kind: GetMessageClass(descriptor) for kind, descriptor in messages.items()}
@@ -35,13 +39,11 @@ class Service:
 
 
 @functools.cache
-def _compiled(file: str) -> Any:
-    """The pool of descriptors, which reflection reads too, with `file` in it."""
-    pool = Default()
+def _compile(file: str) -> None:
+    """Adds `file` to the pool, once."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "descriptors"
         if protoc.main(["protoc", f"-I{FOLDER}", f"--descriptor_set_out={target}", file]):
             raise InternalError(f"{file} cannot be compiled: standard error tells why")
         for described in FileDescriptorSet.FromString(target.read_bytes()).file:
-            pool.AddSerializedFile(described.SerializeToString())
-    return pool
+            POOL.AddSerializedFile(described.SerializeToString())
