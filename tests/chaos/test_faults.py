@@ -21,7 +21,7 @@ from tests.chaos.matrix import Matrix
 from tests.chaos.streams import STREAMS
 from tests.system.stack import STAGES, Stack
 
-TEXT = "The quick brown fox jumps over the lazy dog. " * 6
+TEXT = "The quick brown fox jumps over the lazy dog. " * 3
 
 
 @pytest.fixture(scope="module")

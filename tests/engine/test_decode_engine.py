@@ -148,7 +148,7 @@ REQUESTS = st.builds(
 
 
 @both_versions
-@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=7, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     requests=st.lists(REQUESTS, min_size=2, max_size=5),
     cancelled=st.sets(st.integers(0, 4), max_size=2),

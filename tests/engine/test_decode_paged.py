@@ -52,7 +52,7 @@ def expect_alone(request: Request, steps: list, key: int) -> None:
 
 
 @both_versions
-@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     requests=st.lists(REQUESTS, min_size=2, max_size=5),
     cancelled=st.sets(st.integers(0, 4), max_size=2),

@@ -68,7 +68,7 @@ def requests(flow: Flow) -> st.SearchStrategy[Request]:
     return st.builds(Request, st.just(flow), st.integers(0, 99), hops, st.integers(0, CHUNK), st.integers(0, 120))
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_requests_that_join_between_any_steps_get_the_mel_they_get_alone(flow, data):
     with torch.inference_mode():

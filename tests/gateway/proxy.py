@@ -32,12 +32,22 @@ http {{
 """
 
 
-def free_port() -> int:
-    """A port that nobody listened at a moment ago: neither proxy tells which one it got for port 0."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def free_ports() -> tuple[int, int]:
+    """Two ports that nobody listened at a moment ago: neither proxy tells which one it got for port 0."""
+    with socket.socket() as first, socket.socket() as second:
+        for listener in (first, second):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", 0))
+        return first.getsockname()[1], second.getsockname()[1]
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections there."""
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def rewritten(name: str, changes: Mapping[str, str]) -> str:
@@ -54,9 +64,9 @@ class Proxy:
 
     def __init__(self, folder: Path, kind: str, gateways: tuple[Gateway, Gateway]) -> None:
         self._folder = folder
-        self.port = free_port()
+        self.port, self._rpc_port = free_ports()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.rpc = f"127.0.0.1:{free_port()}"
+        self.rpc = f"127.0.0.1:{self._rpc_port}"
         changes: dict[str, str] = {}
         for gateway, port, rpc_port in zip(gateways, (8080, 8081), (50052, 50053), strict=True):
             address = gateway.url.removeprefix("http://")
@@ -90,14 +100,11 @@ class Proxy:
 
     def __enter__(self) -> Proxy:
         deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port)).close()
-            except OSError:
+        for port in (self.port, self._rpc_port):
+            while not listens(port):
                 assert self._process.poll() is None, (self._folder / "log").read_text()
                 assert time.monotonic() < deadline
-            else:
-                return self
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._process.terminate()
