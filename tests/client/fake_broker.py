@@ -113,6 +113,8 @@ class FakeBroker:
         self.ready = ready
         self.version = version
         self.received: list[Message] = []
+        """All that has come: a client that has its answer finds here what it asked."""
+        self._answered = 0
         self.serving: dict[str, Served] = {}
         self.kept: dict[str, AddVoice] = {}
         """Registered voices, all of one owner."""
@@ -143,10 +145,14 @@ class FakeBroker:
             self._reactor.close()
 
     def wait_for(self, kind: type[M], count: int = 1) -> M:
-        """The `count`th message of a type, waiting for it."""
+        """The `count`th message of a type, waiting until it is answered."""
+
+        def answered() -> list[M]:
+            return [message for message in self.received[: self._answered] if isinstance(message, kind)]
+
         with self._heard:
-            assert self._heard.wait_for(lambda: len(self.all(kind)) >= count, DEADLINE), f"no {kind.__name__} came"
-            return self.all(kind)[count - 1]
+            assert self._heard.wait_for(lambda: len(answered()) >= count, DEADLINE), f"no {kind.__name__} came"
+            return answered()[count - 1]
 
     def all(self, kind: type[M]) -> list[M]:
         """The messages of a type so far."""
@@ -182,11 +188,12 @@ class FakeBroker:
         message = decode(frames)
         if isinstance(message, SpeechRequest):
             self.peers[message.request_id] = peer
+        self.received.append(message)
         handler = self._handlers.get(type(message))
         if handler:
             handler(self, peer, message)
         with self._heard:
-            self.received.append(message)
+            self._answered = len(self.received)
             self._heard.notify_all()
 
 
