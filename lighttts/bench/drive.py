@@ -119,8 +119,7 @@ async def _request(client: AsyncClient, task: Task, due: float, records: list[Re
         speech = client.synthesize(text, task.voice, prompt=task.prompt, prompt_text=task.prompt_text, format="s16")
         rate = await speech.sample_rate()
         async for chunk in speech:
-            record.arrivals.append(time.monotonic())
-            record.lengths.append(len(chunk) / rate)
+            record.hear(time.monotonic(), len(chunk) / rate)
     except LightTTSError as error:
         record.error = error.code
     record.end = time.monotonic()

@@ -19,6 +19,12 @@ class Record:
     end: float = 0.0
     error: str = ""
 
+    def hear(self, arrival: float, seconds: float) -> None:
+        """Notes a chunk. One without audio, as may end a stream, is nothing that a listener waits for."""
+        if seconds:
+            self.arrivals.append(arrival)
+            self.lengths.append(seconds)
+
     @property
     def first_audio(self) -> float:
         """Seconds until the first chunk."""

@@ -19,7 +19,10 @@ class Deliveries:
 
     def send(self, request: Request, frames: Frames, rows: int, last: bool, now: float) -> None:
         """Puts a frame of `rows` samples, mel frames or tokens on its way, and `End` after the last one."""
-        self._time(request, rows, now)
+        if rows:
+            self._time(request, rows, now)
+        request.flow.last_at = now
+        request.flow.frames += 1
         request.outbox.add(frames)
         self._board.step.instructions.append(request.outbox)
         if last:
@@ -28,8 +31,9 @@ class Deliveries:
             self._relieve(now)
 
     def _time(self, request: Request, rows: int, now: float) -> None:
+        """What the listener heard of it. A frame without rows, as may end a request, is not waited for."""
         flow, instructions = request.flow, self._board.step.instructions
-        if flow.frames:
+        if flow.rows:
             instructions.append(Observe(Metric.CHUNK_INTERVAL, now - flow.last_at))
         else:
             flow.plays_until = now
@@ -39,8 +43,6 @@ class Deliveries:
                 instructions.append(Observe(Metric.UNDERRUNS, 1.0))
                 flow.plays_until = now
             flow.plays_until += rows / (self._board.workers.sample_rate or 1)
-        flow.last_at = now
-        flow.frames += 1
         flow.rows += rows
 
     def _relieve(self, now: float) -> None:

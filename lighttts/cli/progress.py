@@ -33,9 +33,9 @@ class Progress:
         self._draw(text)
 
     def arrived(self, seconds: float, tokens: int) -> None:
-        """A chunk of `seconds` has come, `tokens` speech tokens are behind all so far."""
+        """A chunk of `seconds`, none perhaps, has come, `tokens` speech tokens are behind all so far."""
         now = self.clock()
-        if self.first is None:
+        if self.first is None and seconds:
             self.first = now
         self.seconds += seconds
         self.tokens = tokens
@@ -47,7 +47,7 @@ class Progress:
         """Tokens, seconds of audio, real-time factor and the time to the first audio."""
         if self.first is None:
             return "no audio"
-        factor = f", real-time factor {(self.clock() - self.asked) / self.seconds:.2f}" if self.seconds else ""
+        factor = f", real-time factor {(self.clock() - self.asked) / self.seconds:.2f}"
         first = f"first after {self.first - self.began:.2f} s"
         return f"{self.tokens} tokens, {self.seconds:.1f} s of audio{factor}, {first}"
 

@@ -187,8 +187,10 @@ class Spoken:
             began = time.monotonic()
             self.sample_rate = await synthesis.sample_rate()
             encoder = Encoder(kind, self.sample_rate)
+            heard = False
             async for chunk in synthesis:
-                if not self.tokens:
+                if len(chunk) and not heard:
+                    heard = True
                     metrics.first_audio.observe(time.monotonic() - began)
                 self.tokens = synthesis.tokens
                 if piece := await encoder.encode_beside(chunk):

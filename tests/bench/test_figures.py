@@ -36,6 +36,13 @@ def test_a_chunk_that_comes_after_the_audio_before_it_has_ended_is_a_gap_and_pla
     assert record(0.0, 1.0, 2.5, 3.4, 5.0).gaps() == pytest.approx([0.5, 0.5])
 
 
+def test_a_chunk_without_audio_is_not_waited_for() -> None:
+    speech = Record(0.0)
+    for arrival, seconds in ((0.2, 0.0), (1.0, 0.5), (9.0, 0.0)):
+        speech.hear(arrival, seconds)
+    assert (speech.first_audio, speech.gaps(), speech.audio) == (1.0, [], 0.5)
+
+
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=20))
 def test_gaps_and_audio_fill_the_time_up_to_the_last_chunk(times: list[float]) -> None:
     speech = record(0.0, *sorted(times))

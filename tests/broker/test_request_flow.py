@@ -201,6 +201,20 @@ def test_times_are_measured(stack: Harness) -> None:
     assert stack.counted[Metric.FRAMES, "tokens"] == 1
 
 
+def test_a_frame_without_audio_is_no_audio_that_was_waited_for(stack: Harness) -> None:
+    stack.say(synth())
+    stack.result(encoded("r1", 1), tokens("r1", 2, 0, last=True))
+    stack.now += 0.4
+    stack.result(audio("r1", 3, 0, samples=0))
+    stack.now += 0.5
+    stack.result(audio("r1", 3, 1, samples=SAMPLE_RATE))
+    stack.now += 3.0
+    stack.result(audio("r1", 3, 2, samples=0, last=True))
+    assert stack.observed[Metric.FIRST_AUDIO] == pytest.approx([0.9])
+    assert stack.observed[Metric.CHUNK_INTERVAL] == []
+    assert stack.counted[Metric.UNDERRUNS, ""] == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "method"),
     [

@@ -36,6 +36,16 @@ def test_it_tells_tokens_seconds_factor_and_first_audio() -> None:
     assert "150 tokens, 6.0 s of audio, real-time factor 0.50, first after 3.00 s" in terminal.getvalue()
 
 
+def test_a_chunk_without_audio_is_not_the_first_audio() -> None:
+    terminal = Terminal()
+    progress, clock = make(terminal)
+    progress.arrived(0.0, 0)
+    assert progress.line() == "no audio"
+    clock.now = 103.0
+    progress.arrived(1.0, 25)
+    assert progress.line().endswith("first after 3.00 s")
+
+
 def test_it_is_drawn_at_most_ten_times_a_second() -> None:
     terminal = Terminal()
     progress, clock = make(terminal)
