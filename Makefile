@@ -11,7 +11,7 @@ PROGRAMS := redis-server nginx-light haproxy chromium chromium-driver curl
 JOBS ?= 2
 TEXT ?= Hello! This is LightTTS speaking, from text to sound through every one of its daemons.
 
-.PHONY: help demo setup setup-dev test lint chaos bench listener clean
+.PHONY: help demo setup setup-dev test tests lint chaos bench listener clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,7 +40,10 @@ $(VENV)/.dev: $(VENV)/.worker
 	  { echo "The tests need some programs: sudo apt-get install $(PROGRAMS)" >&2; exit 1; }; }
 	@touch $@
 
-test: setup-dev lint ## lint, types and all tests (CPU, no GPU needed)
+test: setup-dev ## lint, types and all tests (CPU, no GPU needed)
+	@$(MAKE) --no-print-directory --jobs 2 lint tests
+
+tests: setup-dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: setup-dev ## ruff and mypy --strict

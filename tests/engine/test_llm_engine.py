@@ -191,7 +191,7 @@ class TestGeneration:
 
 
 class TestBatching:
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=25)
     @given(
         actions=st.lists(
             st.one_of(st.integers(0, 30).map(lambda n: ("add", n)), st.integers(0, 30).map(lambda n: ("cancel", n)),

@@ -184,7 +184,7 @@ def _runs(log: Sequence[int]) -> list[list[int]]:
     return runs[:-1]
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(number=st.integers(0, 23), cuts=st.lists(st.integers(0, 22), max_size=8), eager=st.booleans())
 def test_tokens_do_not_depend_on_the_cuts_nor_on_when_they_come(
     number: int, cuts: list[int], eager: bool, strategy: str
@@ -228,7 +228,7 @@ def _full(sentence: Sentence, done: Sequence[int]) -> bool:
     return in_block > 0 and begun + in_block == 15 and whole[len(done)] == FILL
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     actions=st.lists(
         st.one_of(

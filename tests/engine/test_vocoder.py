@@ -107,7 +107,7 @@ def assert_same_state(ours: VocoderState, reference: VocoderState, tolerance: fl
 
 
 @given(mixes())
-@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])
 def test_each_hop_of_any_mix_gets_what_the_reference_gives_it(hops):
     for ours, reference in zip(engine().vocode(hops), vocode(exact_model(), hops), strict=True):
         assert_same(ours, reference)

@@ -74,7 +74,7 @@ HOPS = st.tuples(st.integers(9, 98), st.lists(st.integers(1, 100), max_size=3), 
 
 
 @given(HOPS, st.integers(0, (1 << 64) - 1), st.booleans())
-@settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=7, deadline=None, phases=[Phase.explicit, Phase.generate])
 def test_hops_of_any_lengths_join_to_the_audio_of_the_whole(hops, seed, company):
     """The first longer than what is never heard yet; the others hold so much that a frame is enough."""
     first, middles, last = hops

@@ -137,7 +137,7 @@ SETTINGS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(SETTINGS, st.integers(1, 120), st.integers(0, 2**31), st.data())
 def test_tokens_and_state_after_a_draw_are_those_of_the_reference(sampling, speech, world, data) -> None:
     drawing = model(speech=speech, sampling=sampling)

@@ -85,7 +85,7 @@ def both(flow: CausalMaskedDiffWithXvec, cached: CachedVelocity, asked: list, la
     return list(zip(*found, strict=True))
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=7, suppress_health_check=list(HealthCheck))
 @given(asked=requests, late=st.integers(0, 15))
 def test_tasks_of_any_sizes_and_steps_share_a_call(flow, cached, asked, late) -> None:
     with torch.inference_mode():

@@ -61,7 +61,7 @@ class Untouched:
 
 
 @given(messages())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_any_message_comes_out_as_it_went_in(message: Message) -> None:
     frames = frames_of(message)
     assert frames[0] == head(type(message), VERSION)
@@ -143,7 +143,7 @@ def damaged(draw: st.DrawFn) -> list[bytes]:
 
 
 @given(damaged())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=800, deadline=None)
 def test_damaged_frames_are_refused_or_another_valid_message(frames: list[bytes]) -> None:
     refused_or_valid(frames)
 
@@ -171,7 +171,7 @@ _PACKABLE = st.recursive(
 @given(
     st.sampled_from(sorted(REGISTRY)), st.lists(_PACKABLE, max_size=12), st.lists(st.binary(max_size=20), max_size=6)
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_any_msgpack_in_the_place_of_a_body_is_refused_or_valid(
     tag: int, body: list[object], payloads: list[bytes]
 ) -> None:

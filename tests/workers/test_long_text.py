@@ -79,7 +79,7 @@ ALONE = [alone(sentence) for sentence in range(len(SENTENCES))]
 TURNS = (Pair.generate, Pair.deliver, Pair.speak)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(st.lists(st.sampled_from(TURNS), max_size=300))
 def test_whoever_is_faster_the_stream_is_the_sentences_in_order_without_gap_or_repeat(turns: list) -> None:
     pair = Pair()
