@@ -2,7 +2,8 @@
 
 One process plays client and workers, who answer at once; the broker and Redis are processes of their own. A request has
 15 words. It becomes 60 speech tokens in frames of 4, and four chunks of audio, whichever way its text comes; in pieces,
-each word is written when the ids of those before have come back, so that no two are encoded together.
+each word is written when the ids of those before have come back, so that no two are encoded together, and a sentence
+without tokens and without audio ends it.
 
     python -m benchmarks.broker_text [--requests N] [--at-once N] [--json]
 """
@@ -21,7 +22,7 @@ import numpy as np
 from benchmarks.rig import EPOCHS, UNBOUNDED, Plan, broker, redis_server, send
 from lighttts.transport import wire
 from lighttts.transport.reactor import DRAIN_BUDGET
-from lighttts.transport.transport import Link, Sockets
+from lighttts.transport.transport import Sockets
 
 WORDS, FRAMES, FRAME, CHUNKS = 15, 15, 4, 4
 SAMPLES = FRAMES * FRAME * 960 // CHUNKS
@@ -60,7 +61,7 @@ class Rig:
                 self._ask()
             for link in (self._client, *self._workers.values()):
                 for _, frames in link.receive(DRAIN_BUDGET):
-                    self._answer(link, wire.decode(frames))
+                    self._answer(wire.decode(frames))
             time.sleep(0.0002)
 
     def _ask(self) -> None:
@@ -77,7 +78,7 @@ class Rig:
         if seq <= WORDS:
             send(self._client, wire.Piece(name, seq, "word ") if seq < WORDS else wire.Finish(name, seq))
 
-    def _answer(self, link: Link, message: wire.Message) -> None:
+    def _answer(self, message: wire.Message) -> None:
         match message:
             case wire.EncodeWork():
                 lengths, ids = ((), NONE) if message.pieces else ((WORDS,), np.zeros(WORDS, np.int32))

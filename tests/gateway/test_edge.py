@@ -24,7 +24,7 @@ from lighttts.gateway.app import make_routes
 from lighttts.gateway.body import FIELD_MAX_BYTES, FIELDS_MAX, FORM_MAX_BYTES, JSON_MAX_BYTES
 from lighttts.gateway.openapi import document
 from lighttts.gateway.quotas import Quotas
-from lighttts.transport.wire import Accepted, Error, Synth
+from lighttts.transport.wire import Accepted, Audio, End, Error, Synth
 from tests.client.fake_broker import RATE, FakeBroker, Handler, frame_of
 from tests.gateway.process import Gateway
 from tests.system.stack import Stack
@@ -115,6 +115,20 @@ def test_the_first_audio_goes_out_while_the_rest_is_not_made_yet(stuck: Gateway,
     with requests.post(f"{stuck.url}/v1/audio/speech", json=body, stream=True) as response:
         assert response.status_code == 200
         assert len(next(response.iter_content(512))) == 512
+
+
+def test_a_frame_without_audio_is_not_counted_as_the_first_audio() -> None:
+    def handler(broker: FakeBroker, peer: bytes, message: Synth) -> None:
+        name, samples = message.request_id, np.zeros(480 if message.text == "Hello." else 0, np.int16)
+        broker.send(peer, Accepted(name, RATE))
+        broker.send(peer, Audio(name, 0, 1, 0, 0, True, 0, 1, samples))
+        broker.send(peer, End(name, 1, 1, 1))
+
+    with FakeBroker(script={Synth: handler}) as broker, Gateway(broker.endpoint) as gateway:
+        for text in ("Hello.", "Nothing."):
+            asked = {"tts_text": text, "spk_id": "heart"}
+            assert requests.post(f"{gateway.url}/inference_sft", data=asked).status_code == 200
+        assert "light_tts_first_audio_seconds_count 1.0" in requests.get(f"{gateway.url}/metrics").text
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lighttts.gateway.rpc.protos import POOL, Service
+from lighttts.gateway.rpc.protos import Service
 from tests.gateway.stubs import messages
 
 
@@ -11,9 +11,3 @@ def test_the_gateways_messages_are_not_those_of_generated_code_in_the_same_proce
     ours = service.kinds["SynthesizeRequest"]
     assert ours is not messages.SynthesizeRequest
     assert ours.FromString(messages.SynthesizeRequest(text="hello").SerializeToString()).text == "hello"
-
-
-def test_a_file_is_compiled_once() -> None:
-    first, second = (Service("lighttts.proto", "lighttts.v1.Speech") for _ in range(2))
-    assert first.kinds["SynthesizeRequest"] is second.kinds["SynthesizeRequest"]
-    assert POOL.FindFileByName("lighttts.proto").package == "lighttts.v1"
