@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 
@@ -32,7 +33,9 @@ def encode_work(
     return wire.EncodeWork(request_id, 2, text, voice, prompt_text, prompt, instruct)
 
 
+@functools.cache
 def prompt_file() -> bytes:
+    """One file for all: a float WAV carries the second in which it was written."""
     file = io.BytesIO()
     wave = load_file(GOLDEN / "frontend" / "features.safetensors")["wav24k"].reshape(-1)
     soundfile.write(file, wave, 24_000, format="WAV", subtype="FLOAT")
