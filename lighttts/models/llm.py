@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lighttts.errors import ModelError
 from lighttts.models.directory import QWEN_CONFIG, ModelDirectory
-from lighttts.models.qwen2 import CausalAttend, Qwen2, Qwen2Config, Rotation, initialise, rotary_table
+from lighttts.models.qwen2 import CausalAttend, Qwen2, Qwen2Config, Rotation, embedding, initialise, rotary_table
 from lighttts.models.sampling import Sampling
 from lighttts.models.weights import load_into
 
@@ -79,8 +79,8 @@ class SpeechLM(nn.Module):
         # The nesting gives the published names, llm.model.model.*: a wrapper around Qwen2ForCausalLM around Qwen2.
         self.llm = nn.ModuleDict({"model": nn.ModuleDict({"model": Qwen2(config)})})
         if vocabulary.task:
-            self.llm_embedding = nn.Embedding(vocabulary.task, config.width)
-        self.speech_embedding = nn.Embedding(speech, config.width)
+            self.llm_embedding = embedding(vocabulary.task, config.width)
+        self.speech_embedding = embedding(speech, config.width)
         self.llm_decoder = nn.Linear(config.width, speech, bias=head_bias)
         initialise(self, config.init_std)
 
@@ -186,9 +186,8 @@ def load_llm(
     """
     name = directory.styles[directory.style(style)]
     with torch.device("meta"):
-        model = build_llm(directory).to(dtype)
+        model = build_llm(directory)
     weights = directory.load_weights(name, keep_half=True)
-    model.to_empty(device=device)
-    used = {name: tensor for name, tensor in weights.items() if name not in _UNUSED_WEIGHTS}
-    load_into(model, used, str(directory.root / name))
+    used = {key: tensor.to(device, dtype, copy=True) for key, tensor in weights.items() if key not in _UNUSED_WEIGHTS}
+    load_into(model, used, str(directory.root / name), assign=True)
     return model.eval()

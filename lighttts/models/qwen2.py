@@ -191,7 +191,7 @@ class Qwen2(nn.Module):
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.embed_tokens = embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
 
@@ -203,10 +203,18 @@ class Qwen2(nn.Module):
         return normed
 
 
+def embedding(size: int, width: int) -> nn.Embedding:
+    """A table of vectors [size, width] whose values are still to be set: `initialise` or a file of weights does."""
+    return nn.Embedding(size, width, _weight=torch.empty(size, width))
+
+
 def initialise(module: nn.Module, std: float) -> None:
-    """Normal weights of standard deviation `std` and zero biases for every linear and embedding layer."""
+    """Normal weights of standard deviation `std` and zero biases for every linear and embedding layer.
+
+    Those on the meta device have no values: to draw them there, torch would load its compiler, which takes seconds.
+    """
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
+        if isinstance(part, nn.Linear | nn.Embedding) and not part.weight.is_meta:
             nn.init.normal_(part.weight, std=std)
-        if isinstance(part, nn.Linear) and part.bias is not None:
-            nn.init.zeros_(part.bias)
+            if isinstance(part, nn.Linear) and part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -51,8 +51,11 @@ def load_weights(path: Path, *, keep_half: bool = False) -> dict[str, Tensor]:
     return tensors
 
 
-def load_into(module: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
-    """Copy `weights` into `module`; every name and shape must match. `name` is the file's, for the `ModelError`."""
+def load_into(module: nn.Module, weights: Mapping[str, Tensor], name: str, *, assign: bool = False) -> None:
+    """Copy `weights` into `module`; every name and shape must match. `name` is the file's, for the `ModelError`.
+
+    With `assign` nothing is copied: the tensors take the place of the module's own, which may be on the meta device.
+    """
     wanted = module.state_dict()
     for what, keys in (
         ("lacks the tensor", wanted.keys() - weights.keys()),
@@ -67,7 +70,7 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], name: str) -> No
                 f"{name}: {key} has shape {tuple(weights[key].shape)} where the yaml asks for {tuple(tensor.shape)}; "
                 "the two files are not of one model."
             )
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, assign=assign)
 
 
 def damage(path: Path) -> str | None:
