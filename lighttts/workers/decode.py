@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, cast
+from typing import Literal, NoReturn, cast
 
 import torch
 
 from lighttts import metrics
 from lighttts.config import Config
-from lighttts.daemon import run_daemon
 from lighttts.engine.decode import DecodeEngine
 from lighttts.engine.decode_paged import PagedDecodeEngine
 from lighttts.engine.decode_stream import DecodeStep
@@ -29,7 +27,7 @@ from lighttts.tensorrt.flow_batch import TensorRTFlowBatch
 from lighttts.transport import wire
 from lighttts.workers.model import dtype_of, model_name, observe_device, own_stream, pick_device, watch_modules
 from lighttts.workers.seeds import sentence_seed
-from lighttts.workers.service import Service, serve
+from lighttts.workers.service import Service, run_worker
 from lighttts.workers.speech import FRAMES_PER_SECOND, Speech
 from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
@@ -188,14 +186,10 @@ def service(config: Config) -> Service:
     return Service(stage, boot, config, config.decode.metrics_port, lambda: observe_device(device))
 
 
-def _run(config: Config) -> int:
-    return serve(service(config))
-
-
-def main() -> int:
+def main() -> NoReturn:
     """Console script."""
-    return run_daemon(_NAME, "Decodes speech tokens to mel and audio.", _run)
+    run_worker(_NAME, "Decodes speech tokens to mel and audio.", service)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 import torch
 
 from lighttts import metrics
 from lighttts.config import Config
-from lighttts.daemon import run_daemon
 from lighttts.frontend.encode import ConvertJob, Encoded, EncodeEngine, EncodeJob
 from lighttts.frontend.prompt import Int32, VoiceFeatures
 from lighttts.models.directory import ModelDirectory
 from lighttts.transport import wire
 from lighttts.workers.model import model_name
-from lighttts.workers.service import Service, serve
+from lighttts.workers.service import Service, run_worker
 from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "encode"
@@ -153,14 +152,10 @@ def service(config: Config) -> Service:
     return Service(stage, boot, config, config.encode.metrics_port, stage.observe)
 
 
-def _run(config: Config) -> int:
-    return serve(service(config))
-
-
-def main() -> int:
+def main() -> NoReturn:
     """Console script."""
-    return run_daemon(_NAME, "Encodes text and voices for lighttts-llm and lighttts-decode.", _run)
+    run_worker(_NAME, "Encodes text and voices for lighttts-llm and lighttts-decode.", service)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+from typing import NoReturn
 
-from lighttts.config import Config
-from lighttts.daemon import run_daemon
 from lighttts.workers import decode, llm
-from lighttts.workers.service import serve
+from lighttts.workers.service import run_worker
 
 
-def _run(config: Config) -> int:
-    return serve(llm.service(config), decode.service(config))
-
-
-def main() -> int:
+def main() -> NoReturn:
     """Console script."""
-    return run_daemon("gpu", "A llm and a decode worker in one process.", _run)
+    run_worker("gpu", "A llm and a decode worker in one process.", llm.service, decode.service)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

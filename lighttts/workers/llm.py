@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import NoReturn, cast
 
 import torch
 
 from lighttts import metrics
 from lighttts.config import Config
-from lighttts.daemon import run_daemon
 from lighttts.engine.llm import LLMEngine
 from lighttts.engine.llm_spacing import Spacing
 from lighttts.errors import ProtocolError
@@ -21,7 +19,7 @@ from lighttts.models.llm import load_llm
 from lighttts.transport import wire
 from lighttts.workers.generation import Generation, LiveGeneration
 from lighttts.workers.model import dtype_of, model_name, observe_device, own_stream, pick_device, watch_modules
-from lighttts.workers.service import Service, serve
+from lighttts.workers.service import Service, run_worker
 from lighttts.workers.stage import Boot, Result, Stage, Work, failed, typed
 
 _NAME = "llm"
@@ -132,14 +130,10 @@ def service(config: Config) -> Service:
     return Service(stage, boot, config, config.llm.metrics_port, lambda: observe_device(device))
 
 
-def _run(config: Config) -> int:
-    return serve(service(config))
-
-
-def main() -> int:
+def main() -> NoReturn:
     """Console script."""
-    return run_daemon(_NAME, "Generates speech tokens from what lighttts-encode made of the text.", _run)
+    run_worker(_NAME, "Generates speech tokens from what lighttts-encode made of the text.", service)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

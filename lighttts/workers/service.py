@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 from lighttts.config import Config
+from lighttts.daemon import run_daemon
 from lighttts.errors import InternalError
 from lighttts.logs import get_logger
 from lighttts.metrics import HealthServer
@@ -76,6 +79,8 @@ def serve(*services: Service) -> int:
                 if other is not service:
                     other.terminate()
 
+    # Models and torch stay: looking through all of it for garbage would hold up every stream for 200 ms.
+    gc.freeze()
     first, *others = services
     threads = [threading.Thread(target=run, args=(service,), name=service.name) for service in others]
     for thread in threads:
@@ -84,3 +89,12 @@ def serve(*services: Service) -> int:
     for thread in threads:
         thread.join()
     return max(codes)
+
+
+def run_worker(name: str, description: str, *services: Callable[[Config], Service]) -> NoReturn:
+    """The whole of a worker's console script: what `services` make of the configuration is run side by side."""
+    code = run_daemon(name, description, lambda config: serve(*(service(config) for service in services)))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is closed: the interpreter would look through the whole of torch for garbage before it ends, for a second.
+    os._exit(code)

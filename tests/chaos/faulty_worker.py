@@ -32,7 +32,7 @@ def break_on_command(stage: type[Stage], folder: Path, pace: float) -> None:
     stage.step = faulty  # type: ignore[method-assign]
 
 
-def main() -> int:
+def main() -> None:
     """Runs the worker of the stage named first, with the rest of the command line as its own."""
     name, folder, pace = sys.argv[1:4]
     del sys.argv[1:4]
@@ -40,9 +40,8 @@ def main() -> int:
     module = importlib.import_module(f"lighttts.workers.{name}")
     (stage,) = (cls for cls in Stage.__subclasses__() if cls.__module__ == module.__name__)
     break_on_command(stage, Path(folder), float(pace))
-    code: int = module.main()
-    return code
+    module.main()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
