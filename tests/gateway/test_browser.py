@@ -22,7 +22,8 @@ from tests.gateway.browser import PATIENCE_S, open_browser
 from tests.gateway.process import Gateway
 from tests.system.stack import Stack
 
-LONG = " ".join(["The quick brown fox jumps over the lazy dog."] * 8)
+TEXT = "The quick brown fox jumps over the lazy dog. It was not amused."
+LONG = " ".join([TEXT] * 4)
 PAINTED = """
 const canvas = document.getElementById("wave");
 if (!canvas.width) return 0;
@@ -92,7 +93,7 @@ def test_a_text_is_heard_and_its_figures_and_waveform_are_shown(page: Page) -> N
     page.wait_for("voice", "tiny-voice")
     page.chrome.get_log("browser")  # of the tests before
     assert page.painted() == 0
-    page.write("text", LONG)
+    page.write("text", TEXT)
     page.at("speak").click()
     page.wait_for("first", r"\d+\.\d\d s")
     page.wait_for("total", r"\d+\.\d\d s")

@@ -16,8 +16,6 @@ from tests.system.stack import ROOT
 PAGES = ("gateway", "openai", "cosyvoice-http", "websocket", "migration")
 ADDRESS = "127.0.0.1:8080"
 VOICE = "heart"
-LONG = " ".join(["The quick brown fox jumps over the lazy dog."] * 8)
-"""The tiny model may make no sound of less."""
 CURL = "curl() { command curl --fail --silent --show-error --noproxy '*' \"$@\"; }\n"
 
 
@@ -37,7 +35,6 @@ def test_an_example_works(gateway: Gateway, prompt_wav: bytes, tmp_path: Path, p
     for name in ("me.wav", "them.wav"):
         (tmp_path / name).write_bytes(prompt_wav)
     text = text.replace(ADDRESS, gateway.url.removeprefix("http://")).replace(VOICE, "tiny-voice")
-    text = text.replace("Hello there.", LONG).replace("you?", f"you? {LONG}")
     command = ["bash", "-euc", CURL + text] if kind == "sh" else [sys.executable, "-c", text]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

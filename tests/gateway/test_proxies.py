@@ -19,7 +19,7 @@ import requests
 from websockets.sync.client import connect
 
 from lighttts.transport.wire import Cancel, Synth
-from tests.client.fake_broker import FakeBroker, begin_only
+from tests.client.fake_broker import FakeBroker, begin_only, serve
 from tests.gateway.process import Gateway
 from tests.gateway.proxy import Proxy
 from tests.gateway.stubs import TINY, Speech, messages, services
@@ -29,11 +29,11 @@ from tests.system.stack import Stack
 SHORT = {"tts_text": "Hello there.", "spk_id": "tiny-voice"}
 PATIENCE_S = 30.0
 KINDS = ("nginx", "haproxy")
+BEHIND_PROXY = ("gateway.proxies=127.0.0.1", "gateway.grpc_port=0")
 
 
 def gateways(endpoint: str, scope: ExitStack) -> tuple[Gateway, Gateway]:
-    settings = ("gateway.proxies=127.0.0.1", "gateway.grpc_port=0")
-    first, second = (scope.enter_context(Gateway(endpoint, *settings)) for _ in range(2))
+    first, second = (scope.enter_context(Gateway(endpoint, *BEHIND_PROXY)) for _ in range(2))
     return first, second
 
 
@@ -210,6 +210,31 @@ def test_calls_of_gateways_that_die_end_in_errors(tmp_path: Path, kind: str, sta
             with pytest.raises(grpc.RpcError) as broken:
                 list(call)
             assert broken.value.code() is expected
+
+
+def test_haproxy_asks_the_other_gateway_what_one_that_died_has_not_begun_to_answer(tmp_path: Path) -> None:
+    asked: list[FakeBroker] = []
+
+    def answer_second(broker: FakeBroker, peer: bytes, message: Synth) -> None:
+        asked.append(broker)
+        if len(asked) == 2:
+            serve(broker, peer, message)
+
+    with ExitStack() as scope:
+        brokers = [scope.enter_context(FakeBroker(script={Synth: answer_second})) for _ in range(2)]
+        pair = [scope.enter_context(Gateway(broker.endpoint, *BEHIND_PROXY)) for broker in brokers]
+        proxy = scope.enter_context(Proxy(tmp_path, "haproxy", (pair[0], pair[1])))
+        stub = services.SpeechStub(scope.enter_context(grpc.insecure_channel(proxy.rpc)))
+        call = stub.SynthesizeStream(Speech(text="Hello.", manner=TINY), timeout=PATIENCE_S)
+        deadline = time.monotonic() + PATIENCE_S
+        while not asked:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        one = pair[brokers.index(asked[0])]
+        one.signal(signal.SIGKILL)
+        one.wait()
+        assert sum(len(frame.content) for frame in call)
+        assert {*brokers} == {*asked}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,7 @@ from tests.gateway.process import Gateway
 from tests.gateway.stubs import told
 from tests.system.stack import Stack
 
-TEXT = " ".join(["The quick brown fox jumps over the lazy dog."] * 8)
+TEXT = "The quick brown fox jumps over the lazy dog. It was not amused."
 MODES = {"sft": 1, "zero_shot": 2, "cross_lingual": 3, "instruct": 4}
 FIELDS = {
     "sft": ("spk_id", "tts_text"),

@@ -141,7 +141,7 @@ def test_lighttts_bistream(gateway: Gateway, prompt_wav: bytes) -> None:
     with dial(gateway, "/inference_zero_shot_bistream") as socket:
         say(socket, prompt_text="hello world", tts_model_name="default")
         socket.send(prompt_wav)
-        for sentence in ["The quick brown fox jumps over the lazy dog. "] * 8:
+        for sentence in ["The quick brown fox jumps over the lazy dog. "] * 3:
             say(socket, tts_text=sentence)
         say(socket, finish=True)
         parts = [*socket]

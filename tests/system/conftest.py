@@ -1,4 +1,4 @@
-"""One stack of the tiny reference model for all tests of this folder."""
+"""One stack of the tiny reference model, which says something whatever the seed, for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from safetensors.numpy import load_file
 
 from lighttts.client import Client
 from tests.system.stack import ROOT, Stack
+from tests.talkative import talkative2
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("s")) as running:
+    folder = tmp_path_factory.mktemp("s")
+    with Stack(folder, model=talkative2(folder / "cosyvoice2-tiny")) as running:
         yield running
 
 

@@ -24,7 +24,7 @@ TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "One, two, three.",
 ]
-LONG = " ".join(["The quick brown fox jumps over the lazy dog."] * 8)
+LONG = " ".join(["The quick brown fox jumps over the lazy dog."] * 3)
 
 
 def test_audio_arrives_in_chunks_at_the_models_rate(client: Client) -> None:
