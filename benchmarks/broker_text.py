@@ -14,12 +14,11 @@ import argparse
 import json
 import multiprocessing
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.rig import EPOCHS, UNBOUNDED, Plan, broker, redis_server, send
+from benchmarks.rig import EPOCHS, UNBOUNDED, Plan, broker, cpu_s, redis_server, send
 from lighttts.transport import wire
 from lighttts.transport.reactor import DRAIN_BUDGET
 from lighttts.transport.transport import Sockets
@@ -159,11 +158,6 @@ def measure(state: str, whole: bool, requests: int, at_once: int) -> Figure:
         process.terminate()
         process.join()
         sockets.close()
-
-
-def cpu_s(pid: int) -> float:
-    """Processor time of all threads of a process so far, in seconds."""
-    return sum(int(part.read_text().split()[0]) for part in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def main() -> None:
