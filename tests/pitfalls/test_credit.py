@@ -54,7 +54,8 @@ def test_11_a_worker_that_has_connected_gets_nothing_before_it_is_registered_and
             worker.say(wire.Heartbeat(5, 0, 0, 0))
             return worker.hear(wire.Alive).known
 
-        client.say(synth("r1"))
+        # With a prompt: a voice's name that no worker has told yet is looked up first, and may be overtaken.
+        client.say(synth("r1", voice="", prompt=b"RIFF"))
         status(client)
         worker.say(wire.Grant(5, 1))
         assert not worker.hear(wire.Alive).known
