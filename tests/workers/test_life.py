@@ -86,6 +86,8 @@ def test_after_a_restart_of_the_broker_the_worker_joins_with_its_epoch_full_cred
         broker.send(work("a", LONG))
         broker.send(work("b", LONG))
         assert stage.in_step.wait(PATIENCE)
+        while broker.beat().active < 2:
+            pass
         broker.close()
         broker = FakeBroker(address)
         stage.gate.set()
