@@ -79,7 +79,7 @@ def serve(*services: Service) -> int:
                 if other is not service:
                     other.terminate()
 
-    # Models and torch stay: looking through all of it for garbage would hold up every stream for 200 ms.
+    # Models and torch stay: looking through all of it for garbage would hold up every stream for 150 ms.
     gc.freeze()
     first, *others = services
     threads = [threading.Thread(target=run, args=(service,), name=service.name) for service in others]
